@@ -1,36 +1,34 @@
 """Faults on demand: which ones there are, and which of them meet a given request. Pure, no clock.
 
 A fault is ``{"kind": …}`` and, all optional, when it strikes: ``times`` (how often; ``null``, the default, is for
-ever), ``operation`` (only this one, e.g. ``send_pushed_message``), ``after`` (spare the first so many requests that
-match), ``share`` (strike with this probability, drawn from ``seed``). The kinds and their own parameters:
+ever), ``operation`` (only this one, e.g. ``send_pushed_message``), ``after`` (spare the first so many requests
+that match), ``share`` (strike with this probability, drawn from ``seed``). The kinds and their own parameters:
 
-===================================  =================================  ===========================================
-kind                                 own parameters and defaults        what the caller sees
-===================================  =================================  ===========================================
-latency                              seconds=1.0                        the answer comes late; the work was done
-                                                                        at once
-error_json                           status=500, store=false,           a 5xx (any status) with a JSON body; with
-                                     body=null                          ``store`` the work was done all the same
-error_html                           status=502, store=false            the error page of a proxy, in HTML
-too_many_requests_without_headers                                       429 with no rate header; uses no quota
-hang_up_before                                                          the connection closes, nothing was done;
-                                                                        uses no quota
-hang_up_during                                                          the work was done; the connection closes in
-                                                                        the middle of the answer
-hang_up_after                                                           the work was done; the connection closes
-                                                                        before the first byte of the answer
-never_answer                         store=true                         the connection stays open, without an answer
-extra_fields                                                            messages come with fields nobody documented,
-                                                                        and with files under new and old names
-no_rate_headers                                                         the answer lacks the quota headers
-garbage                              store=true                         200 with a body that is not JSON
-ip_blocked                                                              the 401 of an unauthorised IP address; uses
-                                                                        no quota
-permission                                                              the 403 of a key that lacks the permission
-===================================  =================================  ===========================================
+=================================  ======================  =======================================================
+kind                               parameters, defaults    what the caller sees
+=================================  ======================  =======================================================
+latency                            seconds=1.0             the answer comes late; the work was done at once
+error_json                         status=500,             an error, 5xx or any other, with a JSON body; with
+                                   store=false, body=null  ``store`` the work was done all the same
+error_html                         status=502,             the error page of a proxy, in HTML
+                                   store=false
+too_many_requests_without_headers                          429 without any rate header; uses no quota
+hang_up_before                                             the connection closes, nothing was done; uses no quota
+hang_up_during                                             the work was done; the connection closes in the middle
+                                                           of the answer
+hang_up_after                                              the work was done; the connection closes before the
+                                                           answer's first byte
+never_answer                       store=true              the connection stays open, without an answer
+extra_fields                                               messages come with fields nobody documented, and with
+                                                           files under new and under old names
+no_rate_headers                                            the answer lacks the quota headers
+garbage                            store=true              200 with a body that is not JSON
+ip_blocked                                                 the 401 of an unauthorised IP address; uses no quota
+permission                                                 the 403 of a key that lacks the permission
+=================================  ======================  =======================================================
 
 ``latency``, ``extra_fields`` and ``no_rate_headers`` add to whatever else strikes; of the others the first one
-given wins. Faults strike only requests that have a valid key and a place in the quota.
+given wins. Faults strike only requests that have a known route, a valid key and a place in the quota.
 """
 
 from __future__ import annotations
@@ -117,7 +115,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Struck:
-    """Say what meets one request: parameters of the additive faults, and at most one that decides the answer."""
+    """Say what meets one request: the additive faults, and at most one that decides the answer."""
 
     latency_seconds: float = 0.0
     extra_fields: bool = False
@@ -161,7 +159,7 @@ def fault_from(values: dict[str, Any], operations: frozenset[str]) -> Fault:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= top:
             raise ValueError(f"{name} must be a number from 0 to {top:g}; it is {value!r}.")
     if not isinstance(given.get("store", False), bool):
-        raise ValueError(f"store must be true or false; it is {given['store']!r}.")
+        raise ValueError(f"store must be true or false; it is {given['store']!r}.")  # noqa: TRY004  callers expect one kind of error
     return Fault(
         kind=kind,
         params={name: given[name] for name in KINDS[kind]},
@@ -175,7 +173,7 @@ def _require_int(given: dict[str, Any], name: str, *, low: int | None, high: int
     if value is None and (name == "times" or name not in given):
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number; it is {value!r}.")
+        raise ValueError(f"{name} must be a whole number; it is {value!r}.")  # noqa: TRY004  as above
     if (low is not None and value < low) or (high is not None and value > high):
         raise ValueError(
             f"{name} must be {low} or more{f' and at most {high}' if high else ''}; it is {value}."

@@ -1,23 +1,23 @@
 """Serves the sandbox over HTTP: Brevo's API below ``/v3``, its own below ``/_sandbox``, the page at ``/``.
 
-It performs the answers that `state` decides on, hanging up and keeping silent where they say so. It knows the time;
-it has no rules of its own about Conversations.
+It performs the answers that `state` decides on, hanging up and keeping silent where they say so. It knows the
+time; it has no rules of its own about Conversations.
 
 Its own API, JSON in and out:
 
-=====================================  ==============================================================================
-``GET /_sandbox/state``                all it holds; ``?messages=0`` leaves out visitors and messages, ``?log=N`` gives
-                                       the newest N requests
-``GET /_sandbox/messages``             the messages, deleted ones too; ``?visitor_id=`` for one visitor's
-``GET /_sandbox/counts``               visitors, messages, duplicates, requests
-``PUT /_sandbox/settings``             change switches (the table in `state`); answers with all of them
-``POST /_sandbox/faults``              put a fault in force (the table in `faults`); ``DELETE`` ends them all
-``POST /_sandbox/reset``               begin anew
-``POST /_sandbox/visitors``            ``{"id": …, "name": …, "text": …}`` or a list of these: make visitors known,
-                                       and let them write
-``GET /_sandbox/chats``                what the page draws: ``?offset=&limit=&search=&order=newest``
-``GET /_sandbox/events``               Server-Sent Events: the figures of the page's head, at every change
-=====================================  ==============================================================================
+============================  ================================================================================
+``GET /_sandbox/state``       all it holds; ``?messages=0`` leaves out visitors and messages, ``?log=N`` lists the
+                              newest N requests instead of 1,000
+``GET /_sandbox/messages``    the messages, deleted ones too; ``?visitor_id=`` for one visitor's
+``GET /_sandbox/counts``      visitors, messages, duplicates, requests
+``PUT /_sandbox/settings``    change switches (the table in `state`); answers with all of them
+``POST /_sandbox/faults``     put a fault in force (the table in `faults`); ``DELETE`` ends them all
+``POST /_sandbox/reset``      begin anew
+``POST /_sandbox/visitors``   ``{"id": …, "name": …, "text": …}`` or a list of these: make visitors known, name
+                              them, and let them write
+``GET /_sandbox/chats``       what the page draws: ``?offset=&limit=&search=&order=newest``
+``GET /_sandbox/events``      Server-Sent Events: the figures of the page's head, at every change
+============================  ================================================================================
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ class SandboxServer:
             ("GET", "/_sandbox/chats"): self._get_chats,
             ("GET", "/_sandbox/events"): self._get_events,
         }
-        # A dispatcher of two dictionaries: aiohttp's router and its application cost a third of the requests a second.
         self._http = web.Server(self._handle, handler_cancellation=True, access_log=None)
         self._listener: asyncio.Server | None = None
 
@@ -124,7 +123,7 @@ class SandboxServer:
             return await self._handle_api(request, path)
         return await self._handle_own(request, path)
 
-    # -- Brevo's API ---------------------------------------------------------------------------------------------
+    # -- Brevo's API -----------------------------------------------------------------------------------------
 
     async def _handle_api(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         headers = request.headers
@@ -157,7 +156,7 @@ class SandboxServer:
             transport.abort()
         # What is returned after this is written to a closed connection, that is, nowhere.
 
-    # -- the sandbox's own API and page --------------------------------------------------------------------------
+    # -- the sandbox's own API and page ----------------------------------------------------------------------
 
     async def _handle_own(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         origin = request.headers.get("origin")
@@ -285,7 +284,7 @@ async def _object(request: web.BaseRequest) -> dict[str, Any]:
 
 
 def _first_half(answer: Answer) -> bytes:
-    """Write out an answer as HTTP/1.1 and give its bytes up to the middle of its body, or of its head without one."""
+    """Write out an answer as HTTP/1.1; give its bytes up to the middle of its body, or of its head without one."""
     body = answer.body or b""
     head = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\ncontent-length: {len(body)}\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())

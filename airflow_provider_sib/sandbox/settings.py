@@ -83,12 +83,12 @@ def hints() -> dict[str, Any]:
 
 
 def parsed(name: str, text: str) -> Any:
-    """Read a switch's value as it is typed on a command line.
+    """Read the value of a switch, or of a fault's parameter, as it is typed on a command line.
 
     :param name: the switch, with underscores.
     :param text: a word, or JSON for a number, true, false, null or an object.
     """
-    if hints()[name] in (str, str | None) and text != "null":
+    if hints().get(name) in (str, str | None) and text != "null":
         return text
     try:
         return json.loads(text)

@@ -1,48 +1,49 @@
 """What the sandbox holds and how it answers a request. Pure: bytes in, an answer out, time and chance are given.
 
-It promises the routes, statuses, bodies and headers that Brevo documents for Conversations. Where no source says what
-Brevo does, a switch decides (``PUT /_sandbox/settings``, ``Sandbox.configure``, or the option of the same name with
-dashes at start):
+It promises the routes, statuses, bodies and headers that Brevo documents for Conversations. Where no source says
+what Brevo does, a switch decides (``PUT /_sandbox/settings``, ``Sandbox.configure``, or the option of the same name,
+with dashes, at start):
 
-==========================  ==================  ======================================================================
-switch                      default             meaning
-==========================  ==================  ======================================================================
-quota                       100                 requests an hour. 401 and 429 use none up
-hour_seconds                3600.0              how long the quota's hour lasts; it begins with its first request
-bucket                      "shared"            one quota for all routes, or one for each: "per_route"
-rate_headers                true                whether answers carry the x-sib-ratelimit headers (a 401 never does)
-too_many_requests_body      null                JSON of a 429; null is a code and a message made up here
-api_key                     "xkeysib-sandbox"   the key with full access
-restricted_key              null                a second key, which may use Conversations but not the account
-restricted_level            "all"               what that key may do: "read" GET, "read_write" POST and PUT too, "all"
-                                                DELETE too
-unknown_visitor             "accept"            pushed message to an unknown visitor: "accept" makes them appear,
-                                                "reject" is 400
-unknown_visitor_for_agent   "reject"            the same for an agent's message
-unknown_agent               "reject"            agentId nobody has: 400, or "accept"
-unknown_group               "reject"            groupId nobody has: 400, or "accept"
-agent_and_group             "reject"            pushed message with both agentId and groupId: 400, or "accept", and the
-                                                agent writes
-agent_id_and_email          "reject"            agentId together with agentEmail: 400, or "accept", and agentId counts
-visitor_group_key           "visitorId"         the body's field that names the visitor in PUT visitorGroup; with "none"
-                                                nothing does and every answer is 404
-visitor_message_change      400                 status on editing or deleting what a visitor wrote: 400 or 404
-second_delete               404                 status on deleting a deleted message: 404 or 204
-pushed_under_messages       false               whether a pushed message's id also works under /messages
-max_text_length             null                longest text, in characters; longer is 400
-html_escaping               true                whether html has < > & escaped; a newline always becomes <br>
-id_style                    "documented"        17 letters and digits, or "long": <24 hex>_<24 hex>
-agent_online_seconds        150.0               how long a ping keeps an agent online
-error_key_order             "code_first"        order of code and message in an error, or "message_first"
-missing_message             "{field} is         message of a 400 with code missing_parameter
-                            missing"
-invalid_message             "{field} is         message of a 400 with code invalid_parameter
-                            invalid"
-not_found_code              "document_not_      code of a 404; null leaves it out
-                            found"
-not_found_message           "Document not       message of a 404
-                            found"
-==========================  ==================  ======================================================================
+=========================  ====================  =============================================================
+switch                     default               meaning
+=========================  ====================  =============================================================
+quota                      100                   requests an hour; 401 and 429 use none up
+hour_seconds               3600.0                how long the quota's hour lasts; it begins with its first
+                                                 request
+bucket                     "shared"              one quota for all routes, or "per_route": one for each
+rate_headers               true                  whether answers carry x-sib-ratelimit headers (a 401 never
+                                                 does)
+too_many_requests_body     null                  JSON body of a 429; null is a code and a message made up here
+api_key                    "xkeysib-sandbox"     the key with full access
+restricted_key             null                  a second key, for Conversations but not for the account
+restricted_level           "all"                 what that key may: "read" is GET, "read_write" POST and PUT
+                                                 too, "all" DELETE too
+unknown_visitor            "accept"              pushed message to an unknown visitor: "accept" makes them
+                                                 appear, "reject" is 400
+unknown_visitor_for_agent  "reject"              the same for an agent's message
+unknown_agent              "reject"              agentId nobody has: 400, or "accept" makes it appear
+unknown_group              "reject"              groupId nobody has: 400, or "accept" makes it appear
+agent_and_group            "reject"              pushed message with both ids: 400, or "accept", and the agent
+                                                 writes
+agent_id_and_email         "reject"              both agentId and agentEmail: 400, or "accept", and agentId
+                                                 counts
+visitor_group_key          "visitorId"           the field of PUT visitorGroup that names the visitor; with
+                                                 "none" there is none and every answer is 404
+visitor_message_change     400                   status on editing or deleting what a visitor wrote: 400 or
+                                                 404
+second_delete              404                   status on deleting a deleted message: 404 or 204
+pushed_under_messages      false                 whether a pushed message's id also works under /messages
+max_text_length            null                  longest text, in characters; longer is 400; null is no limit
+html_escaping              true                  whether html has <, > and & escaped; a newline always becomes
+                                                 <br>
+id_style                   "documented"          17 letters and digits, or "long": <24 hex>_<24 hex>
+agent_online_seconds       150.0                 how long a ping keeps an agent online
+error_key_order            "code_first"          order of code and message in an error, or "message_first"
+missing_message            "{field} is missing"  message of a 400 with code missing_parameter
+invalid_message            "{field} is invalid"  message of a 400 with code invalid_parameter
+not_found_code             "document_not_found"  code of a 404; null leaves it out
+not_found_message          "Document not found"  message of a 404
+=========================  ====================  =============================================================
 
 Not simulated: webhooks, OAuth tokens, ``partner-key``, a second limit per second.
 """
@@ -60,11 +61,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from airflow_provider_sib.sandbox.faults import NOTHING, Fault, Struck, fault_from, strike
-from airflow_provider_sib.sandbox.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from random import Random
+
+    from airflow_provider_sib.sandbox.settings import Settings
 
 #: Path and method of each operation, by the path without ``/v3`` and without a message's id.
 _WITHOUT_ID = {
@@ -122,8 +124,8 @@ _LEVELS = {
 class Received:
     """Hold one request to the API as it came in.
 
-    `path` is raw: percent-encoded, with ``/v3``, without the query. `api_key` and `content_type` are the headers'
-    values or None. `remote` is the caller's IP address.
+    `path` is raw: percent-encoded, with ``/v3``, without the query. `api_key` and `content_type` are the
+    headers' values or None. `remote` is the caller's IP address.
     """
 
     method: str
@@ -138,8 +140,8 @@ class Received:
 class Answer:
     """Say what to send back, and how badly.
 
-    `hang_up` is None, "before" (nothing was done), "during" (half of the answer is sent), "after" (nothing is sent,
-    the work was done) or "never" (the connection is kept open without an answer).
+    `hang_up` is None, "before" (nothing was done), "during" (half of the answer is sent), "after" (nothing is
+    sent, the work was done) or "never" (the connection is kept open without an answer).
     """
 
     status: int
@@ -173,7 +175,7 @@ class Agent:
 
 @dataclass(slots=True, kw_only=True)
 class Message:
-    """Keep a message, deleted ones too; `kind` is "agent", "pushed" or "visitor", `history` its earlier texts."""
+    """Keep a message; `kind` is "agent", "pushed" or "visitor", `history` has its earlier texts."""
 
     id: str
     kind: str
@@ -194,11 +196,12 @@ class _Window:
     used: int = 0
 
 
-class Refusal(Exception):  # noqa: N818  it is an answer on its way out, not an error of ours
+class Refusal(Exception):
     """Carry an answer with an error body out of an operation."""
 
-    def __init__(self, status: int, code: str | None, message: str) -> None:
+    def __init__(self, status: int, code: str | None, message: str, *, message_first: bool = False) -> None:
         super().__init__(message)
+        self.message_first = message_first
         self.status = status
         self.code = code
         self.message = message
@@ -239,7 +242,7 @@ class State:
             maxlen=LOG_LENGTH
         )
 
-    # -- the API -------------------------------------------------------------------------------------------------
+    # -- the API ---------------------------------------------------------------------------------------------
 
     def receive(self, request: Received, now: float) -> Answer:
         """Answer a request to the API, and count it.
@@ -291,8 +294,8 @@ class State:
                 return Answer(status=0, body=None, headers={}, hang_up="before")
             case "ip_blocked":
                 message = (
-                    f"We have detected you are using an unrecognised IP address {request.remote}. If you performed "
-                    "this action make sure to add the new IP address in this link: "
+                    f"We have detected you are using an unrecognised IP address {request.remote}. If you "
+                    "performed this action make sure to add the new IP address in this link: "
                     "https://app.brevo.com/security/authorised_ips"
                 )
                 return self._error(Refusal(401, "unauthorized", message))
@@ -553,11 +556,12 @@ class State:
             value["receivedFrom"] = message.received_from
         return value | _EXTRA_FIELDS if extra_fields else value
 
-    # -- who may, and how often ----------------------------------------------------------------------------------
+    # -- who may, and how often ------------------------------------------------------------------------------
 
     def _unauthorized(self, request: Received) -> Refusal | None:
         if not request.api_key:
-            return Refusal(401, "unauthorized", "authentication not found in headers")
+            # the order of the live sample: https://github.com/getbrevo/brevo-python/issues/13
+            return Refusal(401, "unauthorized", "authentication not found in headers", message_first=True)
         if request.api_key not in (self.settings.api_key, self.settings.restricted_key):
             return Refusal(401, "unauthorized", "Key not found")
         return None
@@ -600,7 +604,7 @@ class State:
         answer.headers["x-sib-ratelimit-remaining"] = str(remaining)
         answer.headers["x-sib-ratelimit-reset"] = str(reset_in_seconds)
 
-    # -- errors --------------------------------------------------------------------------------------------------
+    # -- errors ----------------------------------------------------------------------------------------------
 
     def _missing(self, name: str) -> Refusal:
         return Refusal(400, "missing_parameter", self.settings.missing_message.replace("{field}", name))
@@ -621,11 +625,11 @@ class State:
         body = {"code": refusal.code, "message": refusal.message}
         if refusal.code is None:
             del body["code"]
-        elif self.settings.error_key_order == "message_first":
+        elif refusal.message_first or self.settings.error_key_order == "message_first":
             body = dict(reversed(body.items()))
         return _json_answer(refusal.status, body)
 
-    # -- the sandbox's own API -----------------------------------------------------------------------------------
+    # -- the sandbox's own API -------------------------------------------------------------------------------
 
     def configure(self, values: dict[str, Any]) -> None:
         """Change some switches.
@@ -644,8 +648,8 @@ class State:
     def add_visitors(self, visitors: list[Any], now: float) -> None:
         """Make visitors known, name them, and let them write.
 
-        :param visitors: objects with ``id`` and, optional, ``name`` (how the page calls them) and ``text`` (what they
-            write).
+        :param visitors: objects with ``id`` and, optional, ``name`` (how the page calls them) and ``text`` (what
+            they write).
         :param now: seconds since the epoch.
         :raises ValueError: when one isn't such an object; none is added then.
         """
@@ -663,7 +667,7 @@ class State:
                 self._add_message("visitor", visitor.id, given["text"], now)
 
     def recorded(self, message: Message) -> dict[str, Any]:
-        """Give a message as the API does, with the sandbox's own ``kind``, ``revisions``, ``history``, ``deleted``."""
+        """Give a message as the API does, with ``kind``, ``revisions``, ``history`` and ``deleted`` of our own."""
         return self._message_json(message) | {
             "kind": message.kind,
             "revisions": len(message.history),
@@ -732,7 +736,7 @@ class State:
         }
 
     def quota(self, now: float) -> dict[str, Any]:
-        """Give limit, remaining and reset of the bucket that has least left, and how often it opened and refused."""
+        """Give limit, remaining and reset of the bucket with least left; hours opened and refusals of all."""
         keys = [key for key in self._windows if key != "none"] or ["all"]
         remaining, reset_in_seconds = min(self._quota(key, now) for key in keys)
         return {
@@ -744,8 +748,8 @@ class State:
         }
 
     def counts(self) -> dict[str, int]:
-        """Count visitors, messages and requests, and ``duplicates``: messages beyond the first with the same text to
-        the same visitor, as it was when sent, whoever deleted it since."""
+        """Count visitors, messages, requests, and ``duplicates``: messages with a text, as it was when sent, that
+        their visitor had had before."""
         sent = Counter(
             (message.visitor_id, message.history[0] if message.history else message.text)
             for message in self.messages.values()
@@ -758,7 +762,7 @@ class State:
             "requests": self._total,
         }
 
-    # -- the page ------------------------------------------------------------------------------------------------
+    # -- the page --------------------------------------------------------------------------------------------
 
     def figures(self, now: float) -> dict[str, Any]:
         """Give what the page's head shows; costs the same with one visitor and with a million."""
@@ -851,8 +855,8 @@ _EXTRA_FIELDS = {
     ],
 }
 _BAD_GATEWAY = (
-    b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>"
-    b"\r\n<hr><center>sandbox</center>\r\n</body>\r\n</html>\r\n"
+    b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1>"
+    b"</center>\r\n<hr><center>sandbox</center>\r\n</body>\r\n</html>\r\n"
 )
 
 

@@ -146,8 +146,9 @@ class Sandbox:
         self._ask(lambda server: server.state.faults.clear())
 
     def add_visitors(self, *visitors: dict[str, str]) -> None:
-        """Make visitors known, and let them write: ``{"id": …, "name": …, "text": …}``, the last two optional.
+        """Make visitors known, name them, and let them write.
 
+        :param visitors: ``{"id": …, "name": …, "text": …}``, the last two optional.
         :raises ValueError: when one isn't such an object.
         """
         self._ask(lambda server: server.add_visitors(list(visitors)))
