@@ -1,0 +1,210 @@
+"""Perform calls with aiohttp, many at a time, in one event loop.
+
+Looking up, connecting, sending and reading are bounded together, waiting for a free connection included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random as random_module
+import ssl
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+
+import aiohttp
+from yarl import URL
+
+from airflow_provider_sib.api import calls
+from airflow_provider_sib.api.errors import TransportError
+from airflow_provider_sib.api.wire import (
+    BODY_LIMIT_BYTES,
+    DEFAULT_BASE_URL,
+    Answer,
+    Request,
+    Response,
+    Retries,
+    Sleep,
+    destination,
+    exchange,
+    reason,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from aiohttp.abc import AbstractStreamWriter
+
+    from airflow_provider_sib.api.calls import Call
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _method(
+    call: Callable[P, Call[T]],
+) -> Callable[Concatenate[AsyncConversationsClient, P], Coroutine[Any, Any, T]]:
+    async def method(self: AsyncConversationsClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return (await self.perform(call(*args, **kwargs))).value
+
+    return calls.dressed(method, call)
+
+
+class AsyncConversationsClient:
+    """Call Brevo's Conversations API from an event loop; connections open with the first call.
+
+    :param api_key: Brevo's API key.
+    :param base_url: where the API is.
+    :param timeout_seconds: bounds one request: connecting, sending and reading the answer.
+    :param proxy: URL of an HTTP proxy; None asks the environment.
+    :param allow_insecure_http: allows plain http to other machines than this one.
+    :param retries: how often, and after which waits, a call is repeated that may be repeated.
+    :param rate_limit_wait_seconds: longest time to wait for the quota within a call; by default a 429 is raised at
+        once.
+    :param max_connections: requests under way at the same time; others wait, within their time limit.
+    :param sleep: waits for a number of seconds.
+    :param random: a number from 0 to 1 at each call.
+    :raises InvalidRequest: if the key or a URL can't be right.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        base_url: str = DEFAULT_BASE_URL,
+        timeout_seconds: float = 30.0,
+        proxy: str | None = None,
+        allow_insecure_http: bool = False,
+        retries: Retries = Retries(),  # noqa: B008  (a frozen value)
+        rate_limit_wait_seconds: float = 0.0,
+        max_connections: int = 100,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        random: Callable[[], float] = random_module.random,
+    ) -> None:
+        self._destination = destination(
+            api_key=api_key, base_url=base_url, proxy=proxy, allow_insecure_http=allow_insecure_http
+        )
+        self._timeout_seconds = timeout_seconds
+        self._retries = retries
+        self._rate_limit_wait_seconds = rate_limit_wait_seconds
+        self._max_connections = max_connections
+        self._sleep = sleep
+        self._random = random
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def perform(self, call: Call[T]) -> Answer[T]:
+        """Carry out a call.
+
+        :param call: what to do, from :mod:`~airflow_provider_sib.api.calls`.
+        :return: its result, and what Brevo said about the quota.
+        :raises TransportError: if no answer came.
+        :raises ApiError: if Brevo refused.
+        :raises UnexpectedResponse: if Brevo's answer can't be read.
+        """
+        steps = exchange(
+            call,
+            secret=self._destination.secret,
+            retries=self._retries,
+            rate_limit_wait_seconds=self._rate_limit_wait_seconds,
+            random=self._random,
+        )
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Sleep):
+                    await self._sleep(step.seconds)
+                    step = steps.send(None)
+                    continue
+                try:
+                    response = await self._send(step)
+                except TransportError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(response)
+        except StopIteration as done:
+            answer: Answer[T] = done.value
+            return answer
+
+    async def _send(self, request: Request) -> Response:
+        session = self._session or self._open()
+        body = None if request.body is None else _Body(request.body, content_type="application/json")
+        chunks: list[bytes] = []
+        answer: aiohttp.ClientResponse | None = None
+        try:
+            async with session.request(
+                request.method,
+                URL(self._destination.base_url + request.path, encoded=True),
+                data=body,
+                allow_redirects=False,
+            ) as answer:
+                missing = BODY_LIMIT_BYTES + 1
+                while missing > 0 and (chunk := await answer.content.read(missing)):
+                    chunks.append(chunk)
+                    missing -= len(chunk)
+                return Response(answer.status, answer.headers, b"".join(chunks))
+        except (aiohttp.ClientError, OSError) as error:
+            why = reason(error, self._timeout_seconds)
+            if answer is not None:
+                return Response(answer.status, answer.headers, b"".join(chunks), why)
+            raise TransportError(why, maybe_delivered=body is None or body.begun) from None
+
+    def _open(self) -> aiohttp.ClientSession:
+        target = self._destination
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._max_connections, ssl=_certificates()),
+            headers=target.headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
+            # Proxies were read by `destination`; the environment's netrc must never add a password.
+            trust_env=False,
+            proxy=target.proxy,
+            auto_decompress=False,
+        )
+        return self._session
+
+    send_message = _method(calls.send_message)
+    get_message = _method(calls.get_message)
+    update_message = _method(calls.update_message)
+    delete_message = _method(calls.delete_message)
+    send_pushed_message = _method(calls.send_pushed_message)
+    get_pushed_message = _method(calls.get_pushed_message)
+    update_pushed_message = _method(calls.update_pushed_message)
+    delete_pushed_message = _method(calls.delete_pushed_message)
+    ping_agent_online = _method(calls.ping_agent_online)
+    set_visitor_group = _method(calls.set_visitor_group)
+    get_account = _method(calls.get_account)
+
+
+class _Body(aiohttp.BytesPayload):
+    """Give a body away, and know whether that began.
+
+    Headers without their body are a request that nobody can carry out, so nothing was delivered before this is
+    asked to write: whichever way looking up, connecting, the proxy or the handshake failed.
+    """
+
+    begun = False
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        self.begun = True
+        await super().write_with_length(writer, content_length)
+
+
+def _certificates() -> ssl.SSLContext | bool:
+    # What makes the synchronous client trust a company's proxy shall make this one trust it, too.
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    if not bundle:
+        return True
+    context = ssl.create_default_context()
+    context.load_verify_locations(bundle)
+    return context

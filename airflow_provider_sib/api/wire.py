@@ -1,0 +1,432 @@
+"""Read every answer and decide every repetition, for both clients; no input or output happens here.
+
+:func:`exchange` asks its driver for one effect after the other: perform a :class:`Request`, or sleep. Whoever
+drives it needs no knowledge of statuses, headers or bodies. What is not known: how Brevo words a refusal. Nothing
+here looks at words.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import random as random_module
+import zlib
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from airflow_provider_sib import __version__
+from airflow_provider_sib.api.errors import (
+    ApiError,
+    InvalidRequest,
+    NotFound,
+    Quota,
+    RateLimited,
+    ServerError,
+    TransportError,
+    Unauthorized,
+    UnexpectedResponse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from airflow_provider_sib.api.calls import Call
+
+T = TypeVar("T")
+
+DEFAULT_BASE_URL = "https://api.brevo.com/v3"
+BODY_LIMIT_BYTES = 4 * 1024 * 1024
+"""No answer of this API comes near it; a driver need not read further than one byte beyond."""
+
+_EXCERPT_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Ask the driver for one HTTP request.
+
+    :param method: HTTP method.
+    :param path: path below the base URL, percent-encoded; to be sent exactly so.
+    :param body: bytes to send, or None.
+    """
+
+    method: str
+    path: str
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Ask the driver to wait.
+
+    :param seconds: for how long.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Hand over what came back.
+
+    :param status: HTTP status.
+    :param headers: the headers; looked up case-insensitively.
+    :param body: the body as it came, not decompressed; cut one byte beyond :data:`BODY_LIMIT_BYTES`.
+    :param cut: why the body is not whole, or None if it is.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    cut: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """Hold the result of a call.
+
+    :param value: what the call returns.
+    :param quota: what Brevo said about the quota, if anything.
+    :param request_id: ``sib-request-id``, if Brevo gave one.
+    :param requests: HTTP requests made for it, repetitions included.
+    """
+
+    value: T
+    quota: Quota | None
+    request_id: str | None
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """Tell how long to wait before a repetition, in seconds, or that there shall be none.
+
+    The wait doubles with each attempt and lies between half of that and the whole, so that many who failed
+    together don't come back together.
+
+    :param attempts: requests in all, the first included.
+    :param first_wait_seconds: longest wait before the first repetition.
+    :param max_wait_seconds: longest wait before any.
+    """
+
+    attempts: int = 3
+    first_wait_seconds: float = 1.0
+    max_wait_seconds: float = 10.0
+
+    def wait(self, attempt: int, random: Callable[[], float]) -> float | None:
+        """Answer for a failed attempt.
+
+        :param attempt: how many were made.
+        :param random: a number from 0 to 1 at each call.
+        :return: seconds to wait, or None if there shall be no other attempt.
+        """
+        if attempt >= self.attempts:
+            return None
+        longest = min(self.first_wait_seconds * 2.0 ** (attempt - 1), self.max_wait_seconds)
+        return longest * (1 + random()) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Say where requests go, and what goes with each; checked when made by :func:`destination`.
+
+    :param base_url: without a slash at its end.
+    :param headers: sent with every request.
+    :param proxy: URL of the proxy, or None.
+    :param secret: the API key, which no error shows.
+    """
+
+    base_url: str
+    headers: Mapping[str, str]
+    proxy: str | None
+    secret: str
+
+
+def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecure_http: bool) -> Destination:
+    """Check where the key is about to go.
+
+    :param api_key: Brevo's API key.
+    :param base_url: such as ``https://api.brevo.com/v3``.
+    :param proxy: URL of an HTTP proxy; None asks the environment (``https_proxy``, ``no_proxy`` and so on), except
+        for a loopback address.
+    :param allow_insecure_http: allows plain http to other machines.
+    :return: the destination.
+    :raises InvalidRequest: if one of them can't be right.
+    """
+    if not isinstance(api_key, str) or not api_key.strip():
+        _misconfigured("api_key is empty; give a key from https://app.brevo.com/settings/keys/api")
+    if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
+        _misconfigured(
+            "api_key holds a space, a line break or a character that no key has; copy the key again, without quotes"
+        )
+    try:
+        url = urlsplit(base_url)
+        host, _ = url.hostname, url.port
+    except (ValueError, AttributeError):
+        _misconfigured("base_url is not a URL; give one such as https://api.brevo.com/v3")
+    if url.scheme not in ("http", "https") or not host:
+        _misconfigured("base_url is no http or https URL; give one such as https://api.brevo.com/v3")
+    if url.username is not None or url.query or url.fragment:
+        _misconfigured(
+            "base_url holds a user, a query or a fragment; give one such as https://api.brevo.com/v3"
+        )
+    loopback = _is_loopback(host)
+    if url.scheme == "http" and not loopback and not allow_insecure_http:
+        _misconfigured(
+            "base_url is plain http to another machine, which shows the key to everyone on the way; "
+            "use https, or set allow_insecure_http"
+        )
+    if proxy is None and not loopback and not proxy_bypass(host):
+        environment = getproxies()
+        proxy = environment.get(url.scheme) or environment.get("all")
+    if proxy and urlsplit(proxy).scheme not in ("http", "https"):
+        _misconfigured("the proxy is no HTTP proxy; give a URL such as http://proxy.example.com:3128")
+    return Destination(
+        base_url=base_url.rstrip("/"),
+        headers={
+            "api-key": api_key,
+            "accept": "application/json",
+            # https://developers.brevo.com/docs/how-it-works: on every request, also on those without a body.
+            "content-type": "application/json",
+            # Answers are small; what is compressed nevertheless is read with a limit all the same.
+            "accept-encoding": "identity",
+            "user-agent": f"airflow-provider-sib/{__version__}",
+        },
+        proxy=proxy or None,
+        secret=api_key,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _misconfigured(rule: str) -> NoReturn:
+    raise InvalidRequest(f"{rule}.", call="use the connection")
+
+
+def reason(error: BaseException, timeout_seconds: float) -> str:
+    """Tell in a few words why a request failed.
+
+    :param error: what a driver caught.
+    :param timeout_seconds: the driver's time limit.
+    :return: the innermost cause, or that time was up.
+    """
+    cause = error
+    while True:
+        if isinstance(cause, TimeoutError):
+            return f"no complete answer within {timeout_seconds:g} seconds"
+        inner = cause.__cause__ or cause.__context__
+        if inner is None:
+            return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+        cause = inner
+
+
+def exchange(
+    call: Call[T],
+    *,
+    secret: str,
+    retries: Retries,
+    rate_limit_wait_seconds: float,
+    random: Callable[[], float] = random_module.random,
+) -> Generator[Request | Sleep, Response | None, Answer[T]]:
+    """Carry out one call: yield what is to be done, be sent what came of it.
+
+    A request is answered by sending a :class:`Response`, or by throwing a :class:`TransportError` whose
+    ``maybe_delivered`` says whether the request may have reached Brevo; a sleep by sending None.
+
+    A call that creates a message is repeated only if it surely was not carried out: it did not reach Brevo, or was
+    refused with 429. Other calls are repeated after a failed transport and a 5xx as well. A 429 is waited for only
+    as long as ``rate_limit_wait_seconds`` allows.
+
+    :param call: what to do.
+    :param secret: what no error may show.
+    :param retries: how often to repeat, and how long to wait before.
+    :param rate_limit_wait_seconds: longest time to wait, in all, for the quota; 0 raises a 429 at once.
+    :param random: a number from 0 to 1 at each call.
+    :return: the answer.
+    :raises TransportError: if no answer came.
+    :raises ApiError: if Brevo refused.
+    :raises UnexpectedResponse: if Brevo's answer can't be read.
+    """
+    request = Request(call.method, call.path, None if call.body is None else _encoded(call.body))
+    requests = failures = 0
+    maybe_delivered = False
+    patience = rate_limit_wait_seconds
+    while True:
+        requests += 1
+        try:
+            response = yield request
+            assert response is not None  # noqa: S101  (the driver's part of the contract)
+            if response.cut is not None and response.status < 300 and call.repeatable:
+                raise TransportError(response.cut, maybe_delivered=True)
+            return _read(call, response, requests, secret, maybe_delivered)
+        except TransportError as error:
+            maybe_delivered = maybe_delivered or error.maybe_delivered
+            failure: TransportError | ServerError = TransportError(
+                _printable(error.reason, secret), maybe_delivered=maybe_delivered, call=call.name
+            )
+            repeat = call.repeatable or not error.maybe_delivered
+        except ServerError as error:
+            maybe_delivered = True
+            failure, repeat = error, call.repeatable
+        except RateLimited as error:
+            # https://developers.brevo.com/docs/limit-headers: the only word on the wait is x-sib-ratelimit-reset.
+            if error.reset_in is None or error.reset_in > patience:
+                raise
+            # Whole seconds may have been rounded down, and everyone waits for the same moment.
+            seconds = max(1.0, error.reset_in + random())
+            patience -= seconds
+            yield Sleep(seconds)
+            continue
+        failures += 1
+        wait = retries.wait(failures, random) if repeat else None
+        if wait is None:
+            raise failure from None
+        yield Sleep(wait)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    return _encode(body).encode()
+
+
+def _read(call: Call[T], response: Response, requests: int, secret: str, maybe_done: bool) -> Answer[T]:
+    status, headers = response.status, response.headers
+    quota = Quota.from_headers(headers)
+    request_id = headers.get("sib-request-id")
+    if request_id is not None:
+        request_id = _printable(request_id, secret)
+    if 200 <= status < 300:
+        body = b""
+        try:
+            if response.cut is not None:
+                raise ValueError(f"its body is cut off: {_printable(response.cut, secret)}")
+            body = _decoded(response)
+            return Answer(call.read(body), quota, request_id, requests)
+        except ValueError as error:
+            raise UnexpectedResponse(
+                f"its body can't be read: {_printable(str(error), secret)}",
+                status=status,
+                request_id=request_id,
+                message_id=_message_id(body, secret),
+                quota=quota,
+                call=call.name,
+            ) from None
+    if status == 404 and call.method == "DELETE" and maybe_done:
+        # An earlier attempt of this very call lost its answer: it is gone, as was wanted.
+        return Answer(call.read(b""), quota, request_id, requests)
+    if not 400 <= status < 600:
+        redirect = "that is a redirect, and the key goes to no other host: check the connection's host"
+        raise UnexpectedResponse(
+            redirect if 300 <= status < 400 else "that is no status of HTTP",
+            status=status,
+            request_id=request_id,
+            quota=quota,
+            call=call.name,
+        )
+    message, code = _explanation(response, secret)
+    if status == 429:
+        raise RateLimited(
+            message,
+            reset_in=None if quota is None else quota.reset_in_seconds,
+            status=status,
+            code=code,
+            request_id=request_id,
+            quota=quota,
+            call=call.name,
+        )
+    raise _kind(status)(message, status=status, code=code, request_id=request_id, quota=quota, call=call.name)
+
+
+def _kind(status: int) -> type[ApiError]:
+    match status:
+        case 401 | 402 | 403 | 407:
+            return Unauthorized
+        case 404:
+            return NotFound
+        case _ if status >= 500:
+            return ServerError
+        case _:
+            return InvalidRequest
+
+
+def _decoded(response: Response) -> bytes:
+    body = response.body
+    if len(body) > BODY_LIMIT_BYTES:
+        raise ValueError(f"it is longer than {BODY_LIMIT_BYTES} bytes")
+    headers = response.headers
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        body = _inflated(body)
+    elif encoding not in ("identity", ""):
+        raise ValueError("it is compressed in a way that was not asked for")
+    if body and "json" not in headers.get("content-type", "json").partition(";")[0].lower():
+        raise ValueError("it is not JSON by its content type")
+    return body
+
+
+def _inflated(body: bytes) -> bytes:
+    # 32 + 15: gzip or zlib, told apart by their headers. The limit holds while inflating: a bomb doesn't go off.
+    inflater = zlib.decompressobj(47)
+    try:
+        whole = inflater.decompress(body, BODY_LIMIT_BYTES + 1)
+    except zlib.error:
+        raise ValueError("its compression is broken") from None
+    if len(whole) > BODY_LIMIT_BYTES:
+        raise ValueError(f"it is longer than {BODY_LIMIT_BYTES} bytes once inflated")
+    if not inflater.eof:
+        raise ValueError("its compression ends too early")
+    return whole
+
+
+def _message_id(body: bytes, secret: str) -> str | None:
+    match _json_object(body):
+        case {"id": str(message_id)} if message_id.strip() and secret not in message_id:
+            return message_id
+    return None
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _explanation(response: Response, secret: str) -> tuple[str, str | None]:
+    body = response.body[:BODY_LIMIT_BYTES]
+    try:
+        if "content-encoding" in response.headers:
+            body = _decoded(response)
+    except ValueError:
+        body = b""
+    envelope = _json_object(body) or {}
+    code, message = envelope.get("code"), envelope.get("message")
+    if not isinstance(message, str):
+        message = body[: 8 * _EXCERPT_CHARACTERS].decode(errors="replace")
+    text = _printable(message, secret)
+    if not text:
+        try:
+            text = HTTPStatus(response.status).phrase
+        except ValueError:
+            text = "no explanation"
+    return text, _printable(code, secret) if isinstance(code, str) else None
+
+
+def _printable(text: str, secret: str) -> str:
+    # The secret goes first: cut in two or with a character taken out, it would not be found.
+    words = "".join(c if c.isprintable() else " " for c in text.replace(secret, "[api key]")).split()
+    line = " ".join(words)
+    return line if len(line) <= _EXCERPT_CHARACTERS else line[:_EXCERPT_CHARACTERS] + "…"
