@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
             default=argparse.SUPPRESS,
             metavar="VALUE",
             help=f"default: {default}".replace("%", "%%"),
-            **({"nargs": "?", "const": _RESTRICTED_KEY} if name == "restricted_key" else {}),
+            nargs="?" if name == "restricted_key" else None,
+            const=_RESTRICTED_KEY if name == "restricted_key" else None,
         )
     return parser
 
@@ -104,8 +105,10 @@ async def _serve(state: State, host: str, port: int) -> int:
     server = SandboxServer(state)
     port = await server.start(host, port)
     name = f"[{host}]" if ":" in host else host
+    # a key of the user's own stays off the screen
+    key = state.settings.api_key if state.settings.api_key == Settings().api_key else "as given"
     sys.stdout.write(
-        f"Sandbox of Brevo Conversations: http://{name}:{port}/v3 (api-key {state.settings.api_key})\n"
+        f"Sandbox of Brevo Conversations: http://{name}:{port}/v3 (api-key {key})\n"
         f"What visitors see: http://{name}:{port}/\n"
     )
     sys.stdout.flush()

@@ -51,6 +51,9 @@ _ASSETS = {
     "/_sandbox/page.js": ("page.js", "text/javascript"),
 }
 _MOST_CHATS = 200
+_FIRST_CHATS = 24
+#: Where the page's file has room for what it shows first.
+_BEGIN = b">null</script>"
 #: The page hears of changes at most this often, however many there are.
 _EVENT_INTERVAL_SECONDS = 0.15
 #: So often it hears of the quota's clock, when nothing changes.
@@ -70,6 +73,7 @@ class SandboxServer:
         self.state = state
         self._clock = clock
         self._watchers: set[asyncio.Event] = set()
+        self._version = 0
         self._own: dict[tuple[str, str], Handler] = {
             ("GET", "/_sandbox/state"): self._get_state,
             ("GET", "/_sandbox/messages"): self._get_messages,
@@ -106,6 +110,7 @@ class SandboxServer:
 
     def notify(self) -> None:
         """Tell the pages that look on that something has changed."""
+        self._version += 1
         for watcher in self._watchers:
             watcher.set()
 
@@ -165,6 +170,8 @@ class SandboxServer:
         if request.method in ("GET", "HEAD") and path in _ASSETS:
             name, media_type = _ASSETS[path]
             body = resources.files("airflow_provider_sib.sandbox").joinpath("page", name).read_bytes()
+            if path == "/":
+                body = body.replace(_BEGIN, self._begin())
             headers = {"content-type": f"{media_type}; charset=utf-8", **_PAGE_HEADERS}
             return web.Response(body=body, headers=headers)
         handler = self._own.get((request.method, path))
@@ -175,6 +182,14 @@ class SandboxServer:
             return await handler(request)
         except ValueError as error:
             return _error(400, str(error))
+
+    def _begin(self) -> bytes:
+        begin = {
+            "figures": self.state.figures(self._clock()),
+            "chats": self.state.chats(offset=0, limit=_FIRST_CHATS),
+        }
+        # "<" as an escape, so that no text can end the script element
+        return b">" + json.dumps(begin).replace("<", "\\u003c").encode() + b"</script>"
 
     async def _get_state(self, request: web.BaseRequest) -> web.StreamResponse:
         log = _number(request, "log", 1000)
@@ -235,7 +250,7 @@ class SandboxServer:
         try:
             while True:
                 changed.clear()
-                figures = json.dumps(self.state.figures(self._clock()))
+                figures = json.dumps({"version": self._version, **self.state.figures(self._clock())})
                 await response.write(f"data: {figures}\n\n".encode())
                 await asyncio.sleep(_EVENT_INTERVAL_SECONDS)
                 try:

@@ -1,8 +1,8 @@
 """What the sandbox holds and how it answers a request. Pure: bytes in, an answer out, time and chance are given.
 
 It promises the routes, statuses, bodies and headers that Brevo documents for Conversations. Where no source says
-what Brevo does, a switch decides (``PUT /_sandbox/settings``, ``Sandbox.configure``, or the option of the same name,
-with dashes, at start):
+what Brevo does, a switch decides (``PUT /_sandbox/settings``, ``Sandbox.configure``, or at start the option of the
+same name, with dashes):
 
 =========================  ====================  =============================================================
 switch                     default               meaning
@@ -90,7 +90,6 @@ OPERATIONS = frozenset(
 )
 
 AGENT_ID, AGENT_NAME = "d9nKoegKSjmCtyK78", "Liz"
-AGENT_EMAIL = "liz@getwear.com"
 GROUP_ID = "PjRBMhWGen6aRHjif"
 VISITOR_ID = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
 #: How many of the newest requests the log keeps; the counts know them all.
@@ -228,7 +227,7 @@ class State:
         self.settings = self._first_settings
         self.faults: list[Fault] = [fault_from(values, OPERATIONS) for values in self._first_faults]
         self.visitors: dict[str, Visitor] = {VISITOR_ID: Visitor(VISITOR_ID)}
-        self.agents: dict[str, Agent] = {AGENT_ID: Agent(AGENT_ID, AGENT_NAME, AGENT_EMAIL, (GROUP_ID,))}
+        self.agents: dict[str, Agent] = {AGENT_ID: Agent(AGENT_ID, AGENT_NAME, group_ids=(GROUP_ID,))}
         self.groups: set[str] = {GROUP_ID}
         self.messages: dict[str, Message] = {}
         self._newest_first: dict[str, None] = {VISITOR_ID: None}
@@ -743,6 +742,7 @@ class State:
             "limit": self.settings.quota,
             "remaining": remaining,
             "reset_in_seconds": reset_in_seconds,
+            "is_open": any(now < window.ends_at for window in self._windows.values()),
             "windows_opened": self._windows_opened,
             "refused": self._refused,
         }
