@@ -35,7 +35,7 @@ format: setup ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix
 
 demo: setup ## a sandbox, a real Airflow and an announcement; until Ctrl-C, or to its end with ONCE=1
-	$(BIN)/python demo.py $(if $(ONCE),--once)
+	$(BIN)/python scripts/demo.py $(if $(ONCE),--once)
 
 wheel: setup ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-try:
-    from airflow.sdk import conf
-    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-except ImportError:  # Airflow 3.1
-    from airflow.configuration import conf
-    from airflow.exceptions import AirflowFailException, AirflowSkipException
-
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, conf
+    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+else:
+    try:
+        from airflow.sdk import conf
+        from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+    except ImportError:  # Airflow 3.1
+        from airflow.configuration import conf
+        from airflow.exceptions import AirflowFailException, AirflowSkipException
 
 __all__ = ["AirflowFailException", "AirflowSkipException", "conf", "task_state_store"]
 
@@ -27,4 +28,4 @@ class TaskStateStore(Protocol):
 
 def task_state_store(context: Context) -> TaskStateStore | None:
     """Give the running task's state store, or None on Airflow 3.1 and 3.2, which have none."""
-    return context.get("task_state_store")  # type: ignore[return-value]  # the SDK types its values as Any or object
+    return context.get("task_state_store")

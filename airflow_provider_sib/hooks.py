@@ -1,0 +1,570 @@
+"""The only door from Airflow to Brevo: a connection becomes settings, settings become clients and calls.
+
+Importing this module costs next to nothing: the clients, with requests, aiohttp and pydantic behind them, are
+imported when a connection is used (the one lazy seam of the package).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import socket
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from airflow.sdk import BaseHook
+
+from airflow_provider_sib._compat import AirflowFailException, conf
+from airflow_provider_sib.api.errors import (
+    ConversationsError,
+    InvalidRequest,
+    NotFound,
+    TransportError,
+    Unauthorized,
+)
+from airflow_provider_sib.provider_info import (
+    CONN_FIELDS,
+    CONN_TYPE,
+    DEFAULT_BASE_URL,
+    DEFAULT_CONN_ID,
+    HOOK_NAME,
+    UI_FIELD_BEHAVIOUR,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from airflow.sdk import Connection
+
+    from airflow_provider_sib.api.aio import AsyncConversationsClient
+    from airflow_provider_sib.api.calls import Call
+    from airflow_provider_sib.api.client import ConversationsClient
+    from airflow_provider_sib.api.models import Account, Message, VisitorGroup
+
+T = TypeVar("T")
+
+# An id no message can have, for the connection test: a key limited to Conversations may not read /account.
+PROBE_MESSAGE_ID = "airflow-provider-sib-connection-test"
+
+
+class VisitorNotAllowed(ConversationsError):
+    """A message was not sent since the connection's extra ``allowed_visitors`` leaves its visitor out."""
+
+
+def defer_after_seconds() -> float:
+    """Read ``[sib] defer_after_seconds``: how long a task waits in place before it is deferred.
+
+    :return: seconds, 10 or more.
+    :raises ValueError: for less than 10: a deferral that ends within seconds gets its task failed, since
+        Airflow's supervisor of the deferred task has not left yet.
+    """
+    seconds: float = conf.getfloat("sib", "defer_after_seconds", fallback=60.0)
+    if seconds < 10:
+        raise ValueError(
+            f"[sib] defer_after_seconds is {seconds:g}; set it to 10 or more. A task that comes back from a "
+            "deferral within seconds is failed by Airflow."
+        )
+    return seconds
+
+
+@contextmanager
+def failing_for_good() -> Iterator[None]:
+    """Turn the errors that no retry can mend into Airflow's own, so that the task fails at once.
+
+    :raises AirflowFailException: for :class:`Unauthorized` (mend the connection) and :class:`InvalidRequest`
+        (mend the task).
+    """
+    try:
+        yield
+    except (Unauthorized, InvalidRequest) as error:
+        raise AirflowFailException(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """What an Airflow connection of type ``sib_conversations`` says, typed.
+
+    :param conn_id: the connection's id.
+    :param base_url: such as ``https://api.brevo.com/v3``.
+    :param api_key: Brevo's API key; in no repr and no message.
+    :param timeout_seconds: bound of one whole request.
+    :param requests_per_hour: the known quota, or None.
+    :param reserve_calls: calls of each hour that campaigns leave to others.
+    :param proxy: URL of a proxy, or None.
+    :param agent_id: the agent that sends where a task names none, or None.
+    :param group_id: the group that sends where a task names none, or None.
+    :param allowed_visitors: shell patterns of visitor ids; empty: everybody.
+    :param allow_insecure_http: whether the key may go to another machine unencrypted.
+    :param problems: what is wrong with the connection, a sentence each.
+    """
+
+    conn_id: str
+    base_url: str
+    api_key: str = field(repr=False)
+    timeout_seconds: float
+    requests_per_hour: int | None
+    reserve_calls: int
+    proxy: str | None = field(repr=False)  # may hold a password
+    agent_id: str | None
+    group_id: str | None
+    allowed_visitors: tuple[str, ...]
+    allow_insecure_http: bool
+    problems: tuple[str, ...]
+
+    @classmethod
+    def from_connection(cls, connection: Connection) -> Self:
+        """Read a connection; what is wrong is listed in ``problems`` and takes the default meanwhile.
+
+        :param connection: of type ``sib_conversations``.
+        :raises AirflowFailException: when it has no API key, or one of its extras that choose who is written
+            to, in whose name and by which way cannot be read: sending without it would do harm.
+        """
+        extras, problems = _read_extras(connection.extra_dejson)
+        api_key = (connection.password or "").strip()
+        if not api_key:
+            raise AirflowFailException(
+                f"Connection {connection.conn_id!r} has no API key: put the key that Brevo shows under "
+                "SMTP & API > API keys into its password field."
+            )
+        harmful = [
+            problem
+            for name, problem in problems.items()
+            if name in ("allowed_visitors", "proxy", "agent_id", "group_id")
+        ]
+        if harmful:
+            raise AirflowFailException(f"Connection {connection.conn_id!r}: {' '.join(harmful)}")
+        patterns = extras["allowed_visitors"] or ""
+        return cls(
+            conn_id=connection.conn_id,
+            base_url=_base_url(connection),
+            api_key=api_key,
+            timeout_seconds=float(extras["timeout_seconds"]),
+            requests_per_hour=extras["requests_per_hour"],
+            reserve_calls=extras["reserve_calls"],
+            proxy=extras["proxy"],
+            agent_id=extras["agent_id"],
+            group_id=extras["group_id"],
+            allowed_visitors=tuple(p for p in (part.strip() for part in patterns.split(",")) if p),
+            allow_insecure_http=extras["allow_insecure_http"],
+            problems=tuple(problems.values()),
+        )
+
+    def allows(self, visitor_id: str) -> bool:
+        """Tell whether this connection may write to a visitor (``allowed_visitors``)."""
+        return not self.allowed_visitors or any(fnmatchcase(visitor_id, p) for p in self.allowed_visitors)
+
+    def send_pushed_message(
+        self, visitor_id: str, text: str, *, agent_id: str | None = None, group_id: str | None = None
+    ) -> Call[Message]:
+        """Describe a pushed message with this connection's defaults; see :meth:`SibConversationsHook`."""
+        from airflow_provider_sib.api import calls
+
+        if agent_id is None and group_id is None:
+            agent_id, group_id = self.agent_id, self.group_id
+        call = calls.send_pushed_message(visitor_id, text, agent_id=agent_id, group_id=group_id)
+        self._guard(visitor_id)
+        return call
+
+    def send_message(
+        self,
+        visitor_id: str,
+        text: str,
+        *,
+        agent_id: str | None = None,
+        agent_email: str | None = None,
+        agent_name: str | None = None,
+        received_from: str | None = None,
+    ) -> Call[Message]:
+        """Describe an agent's message with this connection's defaults; see :meth:`SibConversationsHook`."""
+        from airflow_provider_sib.api import calls
+
+        if agent_id is None and agent_email is None and agent_name is None:
+            agent_id = self.agent_id
+        call = calls.send_message(
+            visitor_id,
+            text,
+            agent_id=agent_id,
+            agent_email=agent_email,
+            agent_name=agent_name,
+            received_from=received_from,
+        )
+        self._guard(visitor_id)
+        return call
+
+    def ping_agent_online(
+        self,
+        *,
+        agent_id: str | None = None,
+        agent_email: str | None = None,
+        agent_name: str | None = None,
+        received_from: str | None = None,
+    ) -> Call[None]:
+        """Describe a ping with this connection's default agent; see :meth:`SibConversationsHook`."""
+        from airflow_provider_sib.api import calls
+
+        if agent_id is None and agent_email is None and agent_name is None:
+            agent_id = self.agent_id
+        return calls.ping_agent_online(
+            agent_id=agent_id, agent_email=agent_email, agent_name=agent_name, received_from=received_from
+        )
+
+    def _guard(self, visitor_id: str) -> None:
+        if not self.allows(visitor_id):
+            raise VisitorNotAllowed(
+                f"Not sent: connection {self.conn_id!r} writes only to the visitors of its extra "
+                "allowed_visitors, and this one is not among them. Add the visitor there, or empty the extra."
+            )
+
+    def client(self, *, rate_limit_wait_seconds: float) -> ConversationsClient:
+        """Open a client on this connection.
+
+        :param rate_limit_wait_seconds: how long a call may wait in place for a 429 to pass; 0 raises at once.
+        """
+        from airflow_provider_sib.api.client import ConversationsClient
+
+        return ConversationsClient(
+            api_key=self.api_key,
+            base_url=self.base_url,
+            timeout_seconds=self.timeout_seconds,
+            proxy=self.proxy,
+            allow_insecure_http=self.allow_insecure_http,
+            rate_limit_wait_seconds=rate_limit_wait_seconds,
+        )
+
+    def async_client(self, *, rate_limit_wait_seconds: float = 0.0) -> AsyncConversationsClient:
+        """Open an asynchronous client on this connection; parameters as of :meth:`client`."""
+        from airflow_provider_sib.api.aio import AsyncConversationsClient
+
+        return AsyncConversationsClient(
+            api_key=self.api_key,
+            base_url=self.base_url,
+            timeout_seconds=self.timeout_seconds,
+            proxy=self.proxy,
+            allow_insecure_http=self.allow_insecure_http,
+            rate_limit_wait_seconds=rate_limit_wait_seconds,
+        )
+
+
+def _base_url(connection: Connection) -> str:
+    """Put a connection's host, port and schema together, as the form and as a connection URI give them."""
+    host = unquote((connection.host or "").strip()).rstrip("/")
+    if not host:
+        return DEFAULT_BASE_URL
+    url = urlsplit(host if "://" in host else f"https://{host}")
+    netloc = url.netloc
+    # Airflow 3.3's form posts 0 for a blank port.
+    if connection.port and not re.search(r":\d+$", netloc):
+        netloc = f"{netloc}:{connection.port}"
+    path = url.path or "/" + (connection.schema or "").strip("/")
+    return f"{url.scheme}://{netloc}{'/v3' if path == '/' else path}"
+
+
+def _read_extras(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Coerce a connection's extras by the table of the form; a URI connection gives all of them as strings."""
+    extras = {name: spec["schema"].get("default") for name, spec in CONN_FIELDS.items()}
+    problems = {}
+    for name, value in given.items():
+        if name not in CONN_FIELDS:
+            near = difflib.get_close_matches(name, CONN_FIELDS, n=1)
+            known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(CONN_FIELDS)}."
+            problems[name] = f"The extra {name!r} is unknown; {known}"
+        elif value is not None and value != "":
+            try:
+                extras[name] = _coerce(CONN_FIELDS[name]["schema"], value)
+            except (TypeError, ValueError) as error:
+                problems[name] = (
+                    f"The extra {name!r} must be {error}, not a {type(value).__name__} of that form."
+                )
+    if extras["agent_id"] and extras["group_id"]:
+        problems["group_id"] = "The extras 'agent_id' and 'group_id' exclude each other: give one of them."
+    return extras, problems
+
+
+def _coerce(schema: Mapping[str, Any], value: Any) -> Any:
+    """Make one extra's value of its type; a ValueError says what it must be."""
+    match schema["type"][0]:
+        case "boolean":
+            words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+            if (known := words.get(str(value).strip().lower())) is None:
+                raise ValueError("true or false")
+            return known
+        case "string":
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                return ",".join(value)
+            if isinstance(value, str | int) and not isinstance(value, bool):
+                return str(value).strip() or None
+            raise ValueError("a text")
+        case kind:
+            least, most = schema["minimum"], schema.get("maximum")
+            wanted = f"{'a whole number' if kind == 'integer' else 'a number'} of at least {least}"
+            wanted += f" and at most {most}" if most else ""
+            try:
+                number = int(str(value)) if kind == "integer" else float(str(value))
+            except ValueError:
+                raise ValueError(wanted) from None
+            if not least <= number <= (most or float("inf")):
+                raise ValueError(wanted)
+            return number
+
+
+class SibConversationsHook(BaseHook):
+    """Talk to Brevo Conversations through an Airflow connection.
+
+    The methods raise the errors of :mod:`airflow_provider_sib.api.errors`. A message is never sent twice by a
+    call: what surely did not reach Brevo is tried again, an unknown outcome is raised as
+    :class:`~airflow_provider_sib.api.errors.TransportError` with ``maybe_delivered``, or as ``ServerError``.
+    A refusal for quota (429) is waited out in place when it passes within ``[sib] defer_after_seconds``, and
+    raised as ``RateLimited`` otherwise. Use it as a context manager where the open connection to Brevo should
+    be closed at once.
+
+    :param sib_conn_id: id of a connection of type ``sib_conversations``.
+    :param rate_limit_wait_seconds: another bound for waiting out a 429 in place; 0 raises at once.
+    """
+
+    conn_name_attr = "sib_conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = CONN_TYPE
+    hook_name = HOOK_NAME
+
+    def __init__(
+        self,
+        sib_conn_id: str = DEFAULT_CONN_ID,
+        *,
+        rate_limit_wait_seconds: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sib_conn_id = sib_conn_id
+        self.rate_limit_wait_seconds = rate_limit_wait_seconds
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Draw the form's own fields on Airflow 3.1 and 3.2; later ones read ``provider_info`` alone."""
+        from wtforms import BooleanField, IntegerField, StringField
+
+        kinds = {
+            "boolean": BooleanField,
+            "integer": IntegerField,
+            "number": IntegerField,
+            "string": StringField,
+        }
+        return {
+            name: kinds[spec["schema"]["type"][0]](
+                spec["label"], description=spec["description"], default=spec["schema"].get("default")
+            )
+            for name, spec in CONN_FIELDS.items()
+        }
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Label the form's standard fields on Airflow 3.1 and 3.2; later ones read ``provider_info`` alone."""
+        return {name.replace("-", "_"): value for name, value in UI_FIELD_BEHAVIOUR.items()}
+
+    @cached_property
+    def settings(self) -> ConnectionSettings:
+        """The connection, typed; warns of what is wrong with it."""
+        return self._checked(self.get_connection(self.sib_conn_id))
+
+    async def aget_settings(self) -> ConnectionSettings:
+        """Read the connection where waiting must not block: in a trigger or an asynchronous callback."""
+        return self._checked(await self.aget_connection(self.sib_conn_id))
+
+    def _checked(self, connection: Connection) -> ConnectionSettings:
+        settings = ConnectionSettings.from_connection(connection)
+        for problem in settings.problems:
+            self.log.warning("Connection %s: %s", self.sib_conn_id, problem)
+        return settings
+
+    @cached_property
+    def _client(self) -> ConversationsClient:
+        wait = self.rate_limit_wait_seconds
+        return self.settings.client(rate_limit_wait_seconds=defer_after_seconds() if wait is None else wait)
+
+    def get_conn(self) -> ConversationsClient:
+        """Give the typed client behind this hook, without the connection's defaults and ``allowed_visitors``."""
+        return self._client
+
+    @asynccontextmanager
+    async def async_client(self) -> AsyncIterator[AsyncConversationsClient]:
+        """Open the asynchronous client, for triggers: it never waits for a 429 but raises ``RateLimited``."""
+        async with (await self.aget_settings()).async_client() as client:
+            yield client
+
+    def close(self) -> None:
+        """Close the connection to Brevo; the next call opens it again."""
+        if "_client" in self.__dict__:
+            self.__dict__.pop("_client").close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _perform(self, call: Call[T]) -> T:
+        return self._client.perform(call).value
+
+    def send_pushed_message(
+        self, visitor_id: str, text: str, *, agent_id: str | None = None, group_id: str | None = None
+    ) -> Message:
+        """Send an automated message to a visitor.
+
+        Without agent and group the connection's own are taken; without those Brevo picks a random agent.
+        https://developers.brevo.com/reference/send-an-automated-message-to-a-visitor
+
+        :param visitor_id: the visitor's id.
+        :param text: the message, plain text.
+        :param agent_id: the agent who writes; not together with ``group_id``.
+        :param group_id: a group of which a random agent writes.
+        :return: the message as Brevo answers it, with its ``id``.
+        :raises VisitorNotAllowed: when the connection's ``allowed_visitors`` leaves the visitor out.
+        :raises ConversationsError: as described at the class.
+        """
+        return self._perform(
+            self.settings.send_pushed_message(visitor_id, text, agent_id=agent_id, group_id=group_id)
+        )
+
+    def get_pushed_message(self, message_id: str) -> Message:
+        """Get a pushed message.
+
+        :raises NotFound: when there is none of this id.
+        """
+        return self.get_conn().get_pushed_message(message_id)
+
+    def update_pushed_message(self, message_id: str, text: str) -> Message:
+        """Replace a pushed message's text.
+
+        :return: the message as Brevo answers it.
+        :raises NotFound: when there is none of this id.
+        """
+        return self.get_conn().update_pushed_message(message_id, text)
+
+    def delete_pushed_message(self, message_id: str) -> None:
+        """Delete a pushed message.
+
+        :raises NotFound: when there is none of this id.
+        """
+        self.get_conn().delete_pushed_message(message_id)
+
+    def send_message(
+        self,
+        visitor_id: str,
+        text: str,
+        *,
+        agent_id: str | None = None,
+        agent_email: str | None = None,
+        agent_name: str | None = None,
+        received_from: str | None = None,
+    ) -> Message:
+        """Send a message as an agent, into an existing visitor's conversation.
+
+        The agent is named by ``agent_id``, or by ``agent_email``, ``agent_name`` and ``received_from`` together;
+        else the connection's own agent is taken.
+        https://developers.brevo.com/reference/send-a-message-as-an-agent
+
+        :param visitor_id: the visitor's id.
+        :param text: the message, plain text.
+        :param received_from: your mark, by which a webhook's receiver knows your own messages.
+        :return: the message as Brevo answers it, with its ``id``.
+        :raises VisitorNotAllowed: when the connection's ``allowed_visitors`` leaves the visitor out.
+        :raises ConversationsError: as described at the class.
+        """
+        return self._perform(
+            self.settings.send_message(
+                visitor_id,
+                text,
+                agent_id=agent_id,
+                agent_email=agent_email,
+                agent_name=agent_name,
+                received_from=received_from,
+            )
+        )
+
+    def get_message(self, message_id: str) -> Message:
+        """Get a message of a conversation, an agent's or a visitor's.
+
+        :raises NotFound: when there is none of this id.
+        """
+        return self.get_conn().get_message(message_id)
+
+    def update_message(self, message_id: str, text: str) -> Message:
+        """Replace the text of an agent's message.
+
+        :return: the message as Brevo answers it.
+        :raises NotFound: when there is none of this id.
+        """
+        return self.get_conn().update_message(message_id, text)
+
+    def delete_message(self, message_id: str) -> None:
+        """Delete an agent's message.
+
+        :raises NotFound: when there is none of this id.
+        """
+        self.get_conn().delete_message(message_id)
+
+    def ping_agent_online(
+        self,
+        *,
+        agent_id: str | None = None,
+        agent_email: str | None = None,
+        agent_name: str | None = None,
+        received_from: str | None = None,
+    ) -> None:
+        """Set an agent online for the next two to three minutes; the agent is named as in :meth:`send_message`.
+
+        https://developers.brevo.com/reference/sets-agents-status-to-online-for-23-minutes
+        """
+        self._perform(
+            self.settings.ping_agent_online(
+                agent_id=agent_id, agent_email=agent_email, agent_name=agent_name, received_from=received_from
+            )
+        )
+
+    def set_visitor_group(self, visitor_id: str, group_id: str | None) -> VisitorGroup:
+        """Assign a visitor to a group, or with None to no group.
+
+        Brevo documents no way to say which visitor is meant; ``visitorId`` in the body is a guess
+        (https://developers.brevo.com/reference/set-visitor-group-assignment).
+
+        :raises NotFound: when Brevo does not know the visitor.
+        """
+        return self.get_conn().set_visitor_group(visitor_id, group_id)
+
+    def get_account(self) -> Account:
+        """Get the Brevo account of the key; a key limited to Conversations may be refused.
+
+        :raises Unauthorized: when the key may not read the account.
+        """
+        return self.get_conn().get_account()
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask Brevo for a message that cannot exist: "not found" proves that the key works.
+
+        The call also works for a key that is restricted to Conversations, which ``GET /account`` would refuse.
+
+        :return: whether the connection works, and a sentence for people; it names the machine that asked,
+            since Brevo blocks by address.
+        """
+        machine = f"Asked from {socket.gethostname()}."
+        try:
+            settings = ConnectionSettings.from_connection(self.get_connection(self.sib_conn_id))
+            with settings.client(rate_limit_wait_seconds=0) as client:
+                client.get_message(PROBE_MESSAGE_ID)
+        except NotFound as error:
+            if not (error.request_id or error.code):
+                return False, (
+                    f"{settings.base_url} answered, but not as Brevo's API does: is the base URL right? {machine}"
+                )
+        except TransportError as error:
+            return False, f"No answer from {settings.base_url}: {error} {machine}"
+        except Unauthorized as error:
+            return False, f"Refused: {error} {machine}"
+        except (ConversationsError, AirflowFailException, ValueError) as error:
+            return False, f"{error} {machine}"
+        if settings.problems:
+            return False, f"Brevo accepts the key, but: {' '.join(settings.problems)} {machine}"
+        return True, f"Brevo accepts the key for Conversations at {settings.base_url}. {machine}"

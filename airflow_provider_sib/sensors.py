@@ -1,0 +1,114 @@
+"""Sensors of Brevo Conversations."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+
+from airflow_provider_sib._compat import AirflowFailException, conf
+from airflow_provider_sib.api.errors import NotFound, RateLimited
+from airflow_provider_sib.hooks import SibConversationsHook, failing_for_good
+from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+    from airflow_provider_sib.triggers import Kind, Until
+
+
+class MessageSensor(BaseSensorOperator):
+    """Wait until a message exists, is gone, or has given fields.
+
+    One look costs one call of the account's quota (100 an hour on most plans): the default of one look in five
+    minutes costs 12 an hour, ``poke_interval=60`` would cost 60. A look refused for quota counts as "not yet".
+    Brevo's answer 200 means that Brevo has the message, not that the visitor has seen it.
+
+    :param message_id: the message's id, as the sending task returned it (templated).
+    :param kind: ``"pushed"`` for a pushed message, ``"agent"`` for a message of a conversation.
+    :param until: ``"exists"``; ``"gone"``; or fields by Brevo's names with the values to wait for, such as
+        ``{"isMissed": False}`` (templated). A field that the message lacks equals nothing.
+    :param sib_conn_id: the connection.
+    :param poke_interval: seconds between two looks.
+    :param deferrable: wait in the triggerer, without a worker slot; ``poke_interval`` must then be 10 or more.
+    :return: (XCom) the message as a dict of Brevo's fields, or None when it is gone.
+    :raises AirflowFailException: when the connection or the request is wrong: waiting cannot mend it.
+    """
+
+    template_fields: Sequence[str] = ("message_id", "until", "sib_conn_id")
+    ui_color = "#d8f0e3"
+
+    def __init__(
+        self,
+        *,
+        message_id: str,
+        kind: Kind = "pushed",
+        until: Until = "exists",
+        sib_conn_id: str = DEFAULT_CONN_ID,
+        poke_interval: timedelta | float = 300,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, **kwargs)
+        if kind not in ("pushed", "agent"):
+            raise ValueError(f'kind must be "pushed" or "agent", not {kind!r}.')
+        if deferrable and self.poke_interval < 10:
+            raise ValueError(
+                f"poke_interval is {self.poke_interval:g} s; a deferrable sensor needs 10 or more, since Airflow "
+                "fails a task that comes back from its deferral within seconds."
+            )
+        self.message_id = message_id
+        self.kind = kind
+        self.until = until
+        self.sib_conn_id = sib_conn_id
+        self.deferrable = deferrable
+
+    def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - the signature is Airflow's
+        """Look once."""
+        from airflow_provider_sib.triggers import has_come
+
+        if self.until not in ("exists", "gone") and not (isinstance(self.until, dict) and self.until):
+            raise AirflowFailException(
+                'until must be "exists", "gone" or a dict of fields with the values to wait for, '
+                f"not {type(self.until).__name__} {self.until!r}."
+            )
+        with failing_for_good(), SibConversationsHook(self.sib_conn_id, rate_limit_wait_seconds=0) as hook:
+            get = hook.get_pushed_message if self.kind == "pushed" else hook.get_message
+            try:
+                message = get(self.message_id)
+            except NotFound:
+                message = None
+            except RateLimited as error:
+                self.log.info("%s", error)
+                return PokeReturnValue(is_done=False)
+        return PokeReturnValue(
+            is_done=has_come(self.until, message), xcom_value=None if message is None else message.as_dict()
+        )
+
+    def execute(self, context: Context, event: dict[str, Any] | None = None) -> Any:
+        """Look; then wait as the mode says, or in the triggerer."""
+        if event is not None:
+            if event["status"] == "error":
+                raise AirflowFailException(event["error"])
+            return event["message"]
+        if not self.deferrable:
+            return super().execute(context)
+        first = self.poke(context)
+        if first.is_done:
+            return first.xcom_value
+        from airflow_provider_sib.triggers import MessageTrigger
+
+        self.defer(
+            trigger=MessageTrigger(
+                message_id=self.message_id,
+                kind=self.kind,
+                until=self.until,
+                sib_conn_id=self.sib_conn_id,
+                poke_interval=self.poke_interval,
+            ),
+            method_name="execute",
+            timeout=timedelta(seconds=self.timeout),
+        )

@@ -1,0 +1,177 @@
+"""Triggers: they wait and read. The one thing they send is an agent's ping, whose repetition is harmless.
+
+A trigger lives in the triggerer, is made anew from its keyword arguments after a restart (JSON scalars, lists
+and dicts only) and may run twice for a moment; so it never creates a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_sib.api.errors import (
+    ConversationsError,
+    InvalidRequest,
+    NotFound,
+    RateLimited,
+    Unauthorized,
+)
+from airflow_provider_sib.hooks import SibConversationsHook
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from airflow_provider_sib.api.models import Message
+
+Kind = Literal["pushed", "agent"]
+Until = Literal["exists", "gone"] | dict[str, Any]
+
+# Brevo: "2-3 minutes" online after a ping, "once a minute as long as the agent is supposed to be online"
+# (https://developers.brevo.com/reference/sets-agents-status-to-online-for-23-minutes).
+PING_INTERVAL_SECONDS = 60.0
+
+
+def has_come(until: Until, message: Message | None) -> bool:
+    """Tell whether a message is as a sensor waits for it.
+
+    :param until: ``"exists"``, ``"gone"``, or fields by Brevo's names with the values they must have.
+    :param message: the message, or None where there is none.
+    """
+    if until == "gone":
+        return message is None
+    if message is None:
+        return False
+    if until == "exists":
+        return True
+    fields = message.as_dict()
+    return all(name in fields and fields[name] == value for name, value in until.items())
+
+
+class MessageTrigger(BaseTrigger):
+    """Look at a message at an interval until it is as wanted.
+
+    Yields ``{"status": "success", "message": dict | None}``, or ``{"status": "error", "error": str}`` for what
+    waiting cannot mend. An outage is waited out, and so is an exhausted quota: to its reset.
+
+    :param message_id: the message.
+    :param kind: ``"pushed"`` or ``"agent"``.
+    :param until: as of :class:`~airflow_provider_sib.sensors.MessageSensor`.
+    :param sib_conn_id: the connection.
+    :param poke_interval: seconds between two looks; one look is one call of the quota.
+    """
+
+    def __init__(
+        self,
+        message_id: str,
+        kind: Kind,
+        until: Until,
+        sib_conn_id: str,
+        poke_interval: float,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in Airflow
+        self.message_id = message_id
+        self.kind = kind
+        self.until = until
+        self.sib_conn_id = sib_conn_id
+        self.poke_interval = poke_interval
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Give what makes this trigger anew elsewhere."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "message_id": self.message_id,
+                "kind": self.kind,
+                "until": self.until,
+                "sib_conn_id": self.sib_conn_id,
+                "poke_interval": self.poke_interval,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait an interval, look, and so on; the sensor has looked once before it deferred."""
+        try:
+            async with SibConversationsHook(self.sib_conn_id).async_client() as client:
+                get = client.get_pushed_message if self.kind == "pushed" else client.get_message
+                wait = self.poke_interval
+                while True:
+                    await asyncio.sleep(wait)
+                    wait = self.poke_interval
+                    try:
+                        message = await get(self.message_id)
+                    except NotFound:
+                        message = None
+                    except RateLimited as error:
+                        wait = max(wait, error.reset_in or 0.0)
+                        self.log.info("The quota is used up; looking again in %.0f s.", wait)
+                        continue
+                    except (Unauthorized, InvalidRequest):
+                        raise
+                    except ConversationsError as error:
+                        self.log.warning("Looking again in %.0f s: %s", wait, error)
+                        continue
+                    if has_come(self.until, message):
+                        yield TriggerEvent(
+                            {"status": "success", "message": None if message is None else message.as_dict()}
+                        )
+                        return
+        except Exception as error:  # noqa: BLE001 - the task says it; an exception here would only say "trigger failed"
+            yield TriggerEvent({"status": "error", "error": f"{type(error).__name__}: {error}"})
+
+
+class AgentOnlineTrigger(BaseTrigger):
+    """Ping an agent online once a minute until a moment.
+
+    Yields ``{"status": "success", "pings": int, "failed": int}``, or ``{"status": "error", "error": str}`` for
+    what waiting cannot mend. A ping that fails otherwise is counted and the next one comes a minute later, or
+    when the quota is back.
+
+    :param agent: the agent as of :meth:`~airflow_provider_sib.hooks.SibConversationsHook.ping_agent_online`.
+    :param until: moment of the last ping, ISO 8601 with offset.
+    :param sib_conn_id: the connection.
+    """
+
+    def __init__(self, agent: Mapping[str, str], until: str, sib_conn_id: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in Airflow
+        self.agent = dict(agent)
+        self.until = until
+        self.sib_conn_id = sib_conn_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Give what makes this trigger anew elsewhere."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {"agent": self.agent, "until": self.until, "sib_conn_id": self.sib_conn_id},
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait a minute, ping, and so on; the operator has pinged once before it deferred."""
+        until = datetime.fromisoformat(self.until)
+        pings = failed = 0
+        try:
+            settings = await SibConversationsHook(self.sib_conn_id).aget_settings()
+            ping = settings.ping_agent_online(**self.agent)
+            async with settings.async_client() as client:
+                wait = PING_INTERVAL_SECONDS
+                while (left := (until - datetime.now(UTC)).total_seconds()) > 0:
+                    await asyncio.sleep(min(wait, left))
+                    if datetime.now(UTC) >= until:
+                        break
+                    wait = PING_INTERVAL_SECONDS
+                    try:
+                        await client.perform(ping)
+                        pings += 1
+                    except (Unauthorized, InvalidRequest):
+                        raise
+                    except ConversationsError as error:
+                        failed += 1
+                        if isinstance(error, RateLimited):
+                            wait = max(wait, error.reset_in or 0.0)
+                        self.log.warning("The agent was not pinged; next try in %.0f s: %s", wait, error)
+        except Exception as error:  # noqa: BLE001 - the task says it; an exception here would only say "trigger failed"
+            yield TriggerEvent({"status": "error", "error": f"{type(error).__name__}: {error}"})
+            return
+        yield TriggerEvent({"status": "success", "pings": pings, "failed": failed})
