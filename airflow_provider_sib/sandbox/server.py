@@ -25,9 +25,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from http import HTTPStatus
 from importlib import resources
+from itertools import chain, islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,6 +46,7 @@ _PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+_JSON_HEADERS = {"content-type": "application/json", "cache-control": "no-store"}
 _ASSETS = {
     "/": ("index.html", "text/html"),
     "/_sandbox/page.css": ("page.css", "text/css"),
@@ -195,11 +197,24 @@ class SandboxServer:
         log = _number(request, "log", 1000)
         if request.query.get("messages", "1") in ("0", "false"):
             return _json(self.state.summary(self._clock(), log=log))
-        return _json(self.state.snapshot(self._clock(), log=log))
+        head = json.dumps(self.state.summary(self._clock(), log=log)).removesuffix("}")
+        visitors, messages = list(self.state.visitors.values()), list(self.state.messages.values())
+        return await _streamed(
+            request,
+            chain(
+                (f'{head}, "visitors": {{',),
+                _pieces(f"{json.dumps(one.id)}: {json.dumps(self.state.described(one))}" for one in visitors),
+                ('}, "messages": {',),
+                _pieces(f"{json.dumps(one.id)}: {json.dumps(self.state.recorded(one))}" for one in messages),
+                ("}}",),
+            ),
+        )
 
     async def _get_messages(self, request: web.BaseRequest) -> web.StreamResponse:
-        wanted = self.state.messages_of(request.query.get("visitor_id"))
-        return _json([self.state.recorded(message) for message in wanted])
+        messages = list(self.state.messages_of(request.query.get("visitor_id")))
+        return await _streamed(
+            request, chain("[", _pieces(json.dumps(self.state.recorded(one)) for one in messages), "]")
+        )
 
     async def _get_counts(self, _: web.BaseRequest) -> web.StreamResponse:
         return _json(self.state.counts())
@@ -264,11 +279,28 @@ class SandboxServer:
 
 
 def _json(value: Any, *, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status,
-        body=json.dumps(value).encode(),
-        headers={"content-type": "application/json", "cache-control": "no-store"},
-    )
+    return web.Response(status=status, body=json.dumps(value).encode(), headers=_JSON_HEADERS)
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Join texts with commas, a thousand at a time."""
+    texts = iter(texts)
+    comma = ""
+    while piece := list(islice(texts, 1000)):
+        yield comma + ", ".join(piece)
+        comma = ", "
+
+
+async def _streamed(request: web.BaseRequest, pieces: Iterable[str]) -> web.StreamResponse:
+    """Send a long JSON text piece by piece: other requests are answered in between, and no million messages are in
+    memory as text at once."""
+    response = web.StreamResponse(headers=_JSON_HEADERS)
+    await response.prepare(request)
+    for piece in pieces:
+        await response.write(piece.encode())
+        await asyncio.sleep(0)
+    await response.write_eof()
+    return response
 
 
 def _error(status: int, message: str) -> web.Response:

@@ -722,11 +722,12 @@ class State:
         :param log: how many of the newest requests to list.
         """
         return self.summary(now, log=log) | {
-            "visitors": {visitor.id: self._visitor_json(visitor) for visitor in self.visitors.values()},
+            "visitors": {visitor.id: self.described(visitor) for visitor in self.visitors.values()},
             "messages": {message.id: self.recorded(message) for message in self.messages.values()},
         }
 
-    def _visitor_json(self, visitor: Visitor) -> dict[str, Any]:
+    def described(self, visitor: Visitor) -> dict[str, Any]:
+        """Give a visitor as plain JSON values."""
         return {
             "id": visitor.id,
             "name": visitor.name,
