@@ -331,9 +331,12 @@ async def _object(request: web.BaseRequest) -> dict[str, Any]:
 
 
 def _first_half(answer: Answer) -> bytes:
-    """Write out an answer as HTTP/1.1; give its bytes up to the middle of its body, or of its head without one."""
+    """Write out an answer as HTTP/1.1; give its bytes up to the middle of its body, or else of its first line.
+
+    Some clients take a head that ends too early for a whole one.
+    """
     body = answer.body or b""
     head = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\ncontent-length: {len(body)}\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
     whole = f"{head}\r\n".encode() + body
-    return whole[: len(whole) - len(body) // 2] if body else whole[: len(whole) // 2]
+    return whole[: len(whole) - len(body) // 2] if body else whole[: len("HTTP/1.1 2")]
