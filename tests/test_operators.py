@@ -10,7 +10,6 @@ from pathlib import Path
 import airflow.sdk
 import pytest
 from airflow.sdk import DAG, TaskInstanceState
-from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_provider_sib import operators
 from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
@@ -24,6 +23,11 @@ from airflow_provider_sib.operators import (
     UpdateMessageOperator,
     UpdatePushedMessageOperator,
 )
+
+try:
+    from airflow.sdk.exceptions import TaskDeferred
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import TaskDeferred
 
 AGENT = "d9nKoegKSjmCtyK78"
 VISITOR = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"

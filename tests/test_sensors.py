@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSensorTimeout, TaskDeferred
 
 from airflow_provider_sib._compat import AirflowFailException
 from airflow_provider_sib.hooks import SibConversationsHook
 from airflow_provider_sib.sensors import MessageSensor
+
+try:
+    from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSensorTimeout, TaskDeferred
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import AirflowRescheduleException, AirflowSensorTimeout, TaskDeferred
 
 AGENT = "d9nKoegKSjmCtyK78"
 VISITOR = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
