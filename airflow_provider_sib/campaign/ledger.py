@@ -701,7 +701,8 @@ class Ledger(Protocol):
 
         Locks the campaign, then the quota row. Claims only while the campaign is running and enrolled, in the
         order of ``zones``, then by rank. A visitor who is suppressed, excluded, forgotten, over the cap or
-        refused by ``screen`` is skipped instead. When the outcome of the commit is unknown
+        refused by ``screen`` is skipped instead, about 2,000 at most, so that less than the permits may be claimed
+        though more are left. When the outcome of the commit is unknown
         :class:`LedgerUnavailable` is raised, and the same ``Cycle`` finds its rows again by its token.
         """
 
@@ -737,20 +738,14 @@ class Ledger(Protocol):
 
     # by hand
 
-    def retry(
-        self,
-        campaign_id: str,
-        state: State,
-        *,
-        reasons: Collection[str] | None = None,
-        limit: int = 2000,
-    ) -> int:
-        """Set failed, in doubt or skipped rows to pending again, in chunks; call until it returns 0.
+    def retry(self, campaign_id: str, state: State, *, reasons: Collection[str] | None = None) -> int:
+        """Set failed, in doubt or skipped rows to pending again; several short transactions.
 
         A finished campaign runs again. Doubts may be delivered twice: the caller's explicit choice.
 
         :param state: ``FAILED``, ``IN_DOUBT`` or ``SKIPPED``.
         :param reasons: only these; None: all.
+        :return: how many.
         """
 
     def settle(self, campaign_id: str, key: str, state: State, *, message_id: str | None = None) -> bool:
@@ -1311,14 +1306,7 @@ class MemoryLedger:
                         break
             return found
 
-    def retry(
-        self,
-        campaign_id: str,
-        state: State,
-        *,
-        reasons: Collection[str] | None = None,
-        limit: int = 2000,
-    ) -> int:
+    def retry(self, campaign_id: str, state: State, *, reasons: Collection[str] | None = None) -> int:
         """See :meth:`Ledger.retry`."""
         if state not in RETRYABLE:
             raise ValueError(f"deliveries that are {state.name.lower()} can't be tried again")
@@ -1329,8 +1317,6 @@ class MemoryLedger:
                 if row.state is state and (reasons is None or row.reason in reasons):
                     self._again(book, row)
                     done += 1
-                    if done == limit:
-                        break
             return done
 
     def settle(self, campaign_id: str, key: str, state: State, *, message_id: str | None = None) -> bool:
