@@ -653,7 +653,7 @@ def _placeholders(source: str, name: str) -> list[str]:
             f"{name}: the placeholder that begins {_short(found[-1])} has no {end}. "
             "To print two brackets write [[ '[[' ]]."
         )
-    if slip := re.search(r"\[\s*visitor\s*[.\[|][^\]\n]*\]", outside):
+    if slip := re.search(r"(?<!\[)\[\s*visitor\s*[.\[|][^\]\n]*\]", outside):
         raise ValueError(
             f"{name} contains {_short(slip[0])}, but a placeholder has two brackets on either side: "
             "[[ visitor.first_name ]]."

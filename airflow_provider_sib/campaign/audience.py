@@ -11,12 +11,14 @@ import csv
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from itertools import count
 from typing import Any, BinaryIO, NoReturn
 from uuid import UUID
@@ -33,6 +35,9 @@ from airflow_provider_sib.campaign.ledger import Json, Ledger, Recipient, State,
 
 LONGEST_LINE = 2**20
 """Characters after which a line is taken for a sign that the file isn't one of rows."""
+
+PORTION = 2**16
+"""Characters of a file that are looked through at once."""
 
 FETCHED_AT_ONCE = 1000
 """Rows asked of a database at a time."""
@@ -142,9 +147,13 @@ def _csv_header(audience: CsvAudience, reader: Iterator[list[str]], lines: _Line
     return header
 
 
+_SUSPECT_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+
+
 def _json_rows(
     audience: JsonLinesAudience, open_path: Callable[[str, str | None], BinaryIO]
 ) -> Iterator[Row | BadRow]:
+    decode = json.JSONDecoder(parse_constant=_no_constant).decode
     with closing(_Lines(audience, open_path, newline=None)) as lines:
         for number, line in enumerate(lines, 1):
             if lines.flaw:
@@ -154,7 +163,7 @@ def _json_rows(
             if line.isspace():
                 continue
             try:
-                row = json.loads(line, parse_constant=_no_constant)
+                row = decode(line)
             except (ValueError, RecursionError):
                 yield BadRow(number, "is not JSON")
                 continue
@@ -162,16 +171,15 @@ def _json_rows(
                 yield BadRow(number, f"is a JSON {type(row).__name__}, but must be an object")
                 continue
             # Only an escape can bring a character that the line itself doesn't have.
-            if "\\u" in line and (flaw := _flaw_within(row)):
+            if _SUSPECT_ESCAPE.search(line) and (flaw := _flaw_within(row)):
                 yield BadRow(number, flaw)
                 continue
             yield _recipient(row, number, audience.visitor_id, audience.timezone, audience.locale)
 
 
 def _sql_rows(audience: SqlAudience, connect: Callable[[SqlAudience], Any]) -> Iterator[Row | BadRow]:
-    # The connection alone is closed: closing PyMySQL's streaming cursor would first read all that is left.
-    with closing(connect(audience)) as connection:
-        cursor = _streaming_cursor(connection)
+    # PyMySQL's streaming cursor must be closed before its connection, and reads all that is left then.
+    with closing(connect(audience)) as connection, closing(_streaming_cursor(connection)) as cursor:
         if audience.parameters is None:
             cursor.execute(audience.sql)
         else:
@@ -213,7 +221,8 @@ def _campaign_rows(audience: CampaignAudience, ledger: Ledger) -> Iterator[Row |
     deliveries = ledger.deliveries(
         audience.campaign_id,
         states=[State[audience.status.upper()]],
-        before_ms=ledger.now_ms() - audience.after // timedelta(milliseconds=1),
+        # The ledger leaves out the moment itself.
+        before_ms=ledger.now_ms() - audience.after // timedelta(milliseconds=1) + 1,
     )
     number = 0
     for delivery in deliveries:
@@ -255,20 +264,33 @@ class _Lines:
     def __iter__(self) -> Iterator[str]:
         number = 0
         try:
-            for number, line in enumerate(iter(lambda: self._text.readline(LONGEST_LINE), ""), 1):
-                if len(line) == LONGEST_LINE:
+            while portion := self._text.read(PORTION):
+                tail = self._text.readline(LONGEST_LINE)
+                if len(tail) == LONGEST_LINE:
                     raise AudienceError(
-                        f"Line {number} of {self.name} has over {LONGEST_LINE} characters: not a file of rows."
+                        f"A line of {self.name} after line {number} has over {LONGEST_LINE} characters: "
+                        "this is not a file of rows."
                     )
-                if "\0" in line:
-                    self.flaw = f"has a NUL character, so it isn't {self._encoding} text"
-                elif not line.isascii() and not _encodable(line):
-                    self.flaw = f"has bytes that aren't {self._encoding}"
-                yield line
+                portion += tail
+                lines = io.StringIO(portion, newline="")
+                if self._flaw_of(portion) is None:
+                    yield from lines
+                else:
+                    for line in lines:
+                        self.flaw = self._flaw_of(line) or self.flaw
+                        yield line
+                number += portion.count("\n")
         except UnicodeError as error:
             raise AudienceError(
                 f"{self.name} isn't {self._encoding} after line {number}: write its own encoding."
             ) from error
+
+    def _flaw_of(self, text: str) -> str | None:
+        if "\0" in text:
+            return f"has a NUL character, so it isn't {self._encoding} text"
+        if not _encodable(text):
+            return f"has bytes that aren't {self._encoding}"
+        return None
 
 
 def _check_columns(audience: CsvAudience | SqlAudience, columns: Sequence[str], name: str) -> None:
@@ -307,6 +329,10 @@ def _converted(audience: SqlAudience | RowsAudience, row: dict[Any, Any], number
     return _recipient(row, number, audience.visitor_id, audience.timezone, audience.locale)
 
 
+# Thousands of rows share a zone and a locale.
+_tag_flaw = lru_cache(maxsize=1024)(flaw_of)
+
+
 def _recipient(row: dict[str, Json], line: int, visitor: str, zone: str, locale: str) -> Row | BadRow:
     visitor_id = row.pop(visitor, None)
     if type(visitor_id) is int:
@@ -322,7 +348,7 @@ def _recipient(row: dict[str, Json], line: int, visitor: str, zone: str, locale:
         value = row.pop(column, None)
         if value is None or value == "":
             rest.append(None)
-        elif isinstance(value, str) and not flaw_of(value):
+        elif isinstance(value, str) and not _tag_flaw(value):
             rest.append(value)
         else:
             return BadRow(line, f"has no usable string in column {column!r}")
@@ -374,6 +400,8 @@ def _flaw_within(value: Json) -> str | None:
 
 
 def _encodable(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
