@@ -6,8 +6,8 @@ time; it has no rules of its own about Conversations.
 Its own API, JSON in and out:
 
 ============================  ================================================================================
-``GET /_sandbox/state``       all it holds; ``?messages=0`` leaves out visitors and messages, ``?log=N`` lists the
-                              newest N requests instead of 1,000
+``GET /_sandbox/state``       all it holds; ``?messages=0`` leaves out visitors and messages, ``?log=N`` lists only
+                              the newest N requests; it keeps 100,000, and counts all
 ``GET /_sandbox/messages``    the messages, deleted ones too; ``?visitor_id=`` for one visitor's
 ``GET /_sandbox/counts``      visitors, messages, duplicates, requests
 ``PUT /_sandbox/settings``    change switches (the table in `state`); answers with all of them
@@ -30,11 +30,10 @@ from http import HTTPStatus
 from importlib import resources
 from itertools import chain, islice
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from airflow_provider_sib.sandbox.state import Answer, Received, State
+from airflow_provider_sib.sandbox.state import LOG_LENGTH, Answer, Received, State
 
 #: What web browsers may do with the page: nothing comes from elsewhere, nothing goes elsewhere.
 _PAGE_HEADERS = {
@@ -167,7 +166,7 @@ class SandboxServer:
 
     async def _handle_own(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        if origin is not None and origin.partition("://")[2] != request.host:
             return _error(403, "The sandbox takes no requests from pages of other origins.")
         if request.method in ("GET", "HEAD") and path in _ASSETS:
             name, media_type = _ASSETS[path]
@@ -194,7 +193,7 @@ class SandboxServer:
         return b">" + json.dumps(begin).replace("<", "\\u003c").encode() + b"</script>"
 
     async def _get_state(self, request: web.BaseRequest) -> web.StreamResponse:
-        log = _number(request, "log", 1000)
+        log = _number(request, "log", LOG_LENGTH)
         if request.query.get("messages", "1") in ("0", "false"):
             return _json(self.state.summary(self._clock(), log=log))
         head = json.dumps(self.state.summary(self._clock(), log=log)).removesuffix("}")

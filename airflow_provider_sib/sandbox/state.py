@@ -250,8 +250,8 @@ class State:
         :param now: seconds since the epoch.
         """
         request_id = f"{self._random.getrandbits(128):032x}"
-        operation, message_id, allowed = _route(request.method, request.path)
-        answer, struck = self._answer(request, operation, message_id, allowed, now)
+        operation, message_id, is_known_path = _route(request.method, request.path)
+        answer, struck = self._answer(request, operation, message_id, is_known_path, now)
         answer.headers["sib-request-id"] = request_id
         status = None if answer.hang_up in ("before", "after", "never") else answer.status
         self._total += 1
@@ -261,13 +261,13 @@ class State:
         return answer
 
     def _answer(
-        self, request: Received, operation: str | None, message_id: str, allowed: bool, now: float
+        self, request: Received, operation: str | None, message_id: str, is_known_path: bool, now: float
     ) -> tuple[Answer, Struck]:
         refusal = self._unauthorized(request)
         if refusal:
             return self._error(refusal), NOTHING
         if operation is None:
-            if allowed:
+            if is_known_path:
                 message = f"{request.method} Method is not allowed on this path"
                 refusal = Refusal(405, "method_not_allowed", message)
             else:
