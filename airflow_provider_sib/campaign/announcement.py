@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -195,7 +196,7 @@ class Enroller:
     :raises ValueError: ``once_per`` names nothing or a column twice; ``holdout`` is out of range.
     """
 
-    __slots__ = ("_announcement", "_bounds", "_held", "_key", "_names", "once_per")
+    __slots__ = ("_announcement", "_bounds", "_held", "_keyed", "_names", "once_per")
 
     once_per: tuple[str, ...]
     """The columns that make the once key."""
@@ -221,7 +222,8 @@ class Enroller:
         self._names = sorted(announcement.weights)
         sums = list(accumulate(announcement.weights[name] for name in self._names))
         self._bounds = [int(total / sums[-1] * DRAWS) for total in sums[:-1]]
-        self._key = hashlib.blake2b(campaign_id.encode(), digest_size=32).digest()
+        key = hashlib.blake2b(campaign_id.encode(), digest_size=32).digest()
+        self._keyed = hashlib.blake2b(key=key, digest_size=24, person=b"sib-campaign")
 
     def draw(self, once_key: str) -> tuple[int, int, int]:
         """
@@ -231,14 +233,10 @@ class Enroller:
         :return: its rank, from 0 up to 2**63; its draws for the variant and for the holdout, up to
             :data:`DRAWS`.
         """
-        lots = hashlib.blake2b(
-            once_key.encode(), digest_size=24, key=self._key, person=b"sib-campaign"
-        ).digest()
-        return (
-            int.from_bytes(lots[:8], "big") >> 1,
-            int.from_bytes(lots[8:16], "big"),
-            int.from_bytes(lots[16:], "big"),
-        )
+        lots = self._keyed.copy()
+        lots.update(once_key.encode())
+        rank, variant, holdout = struct.unpack(">QQQ", lots.digest())
+        return rank >> 1, variant, holdout
 
     def once_key(self, recipient: Recipient) -> str:
         """
