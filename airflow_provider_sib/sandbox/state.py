@@ -311,16 +311,15 @@ class State:
         self, request: Received, operation: str, message_id: str, struck: Struck, now: float
     ) -> Answer:
         params = struck.params
-        if struck.kind == "permission":
-            return self._error(_access_denied(operation))
+        answer = Answer(status=200, body=None, headers={})
         try:
+            if struck.kind == "permission":
+                raise _access_denied(operation)
             self._require_permission(request, operation)
             if params.get("store", True):
                 answer = self._perform(request, operation, message_id, struck.extra_fields, now)
-            else:
-                answer = Answer(status=200, body=None, headers={})
         except Refusal as refusal:
-            return self._error(refusal)
+            answer = self._error(refusal)
         match struck.kind:
             case "error_json":
                 body = params["body"]
@@ -390,10 +389,11 @@ class State:
         self._require_known(visitor_id, self.visitors, "visitorId", self.settings.unknown_visitor)
         if group_id:
             self._require_known(group_id, self.groups, "groupId", self.settings.unknown_group)
-            self.groups.add(group_id)
         if agent_id:
             self._require_agent(agent_id)
-        else:
+        if group_id:
+            self.groups.add(group_id)
+        if not agent_id:
             members = [agent.id for agent in self.agents.values() if group_id in agent.group_ids]
             agent_id = self._random.choice(members or list(self.agents))
         return self._add_message("pushed", visitor_id, text, now, agent_id=agent_id)

@@ -209,6 +209,16 @@ def test_a_late_answer_was_stored_at_once_and_others_do_not_wait(call, sandbox):
     assert stored(sandbox) == 6
 
 
+@pytest.mark.parametrize("kind", ["hang_up_before", "hang_up_during", "hang_up_after"])
+def test_what_would_have_been_refused_meets_faults_too(call, sandbox, kind):
+    sandbox.fault(kind)
+    with pytest.raises((http.client.HTTPException, ConnectionResetError)):
+        call("GET", f"{PUSHED}/nothing")
+    sandbox.clear_faults()
+    sandbox.fault("error_html", store=True)
+    assert call("GET", f"{PUSHED}/nothing").status == 502
+
+
 def test_faults_can_be_ended(call, sandbox):
     sandbox.fault("error_html")
     sandbox.clear_faults()
