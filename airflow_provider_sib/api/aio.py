@@ -6,9 +6,10 @@ Looking up, connecting, sending and reading are bounded together, waiting for a 
 from __future__ import annotations
 
 import asyncio
-import os
 import random as random_module
 import ssl
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import aiohttp
@@ -114,7 +115,7 @@ class AsyncConversationsClient:
         """
         steps = exchange(
             call,
-            secret=self._destination.secret,
+            secrets=self._destination.secrets,
             retries=self._retries,
             rate_limit_wait_seconds=self._rate_limit_wait_seconds,
             random=self._random,
@@ -138,14 +139,17 @@ class AsyncConversationsClient:
 
     async def _send(self, request: Request) -> Response:
         session = self._session or self._open()
+        target = self._destination
         body = None if request.body is None else _Body(request.body, content_type="application/json")
+        before = sys.exception()
         chunks: list[bytes] = []
         answer: aiohttp.ClientResponse | None = None
         try:
             async with session.request(
                 request.method,
-                URL(self._destination.base_url + request.path, encoded=True),
+                URL(target.base_url + request.path, encoded=True),
                 data=body,
+                headers=target.headers,
                 allow_redirects=False,
             ) as answer:
                 missing = BODY_LIMIT_BYTES + 1
@@ -154,7 +158,7 @@ class AsyncConversationsClient:
                     missing -= len(chunk)
                 return Response(answer.status, answer.headers, b"".join(chunks))
         except (aiohttp.ClientError, OSError) as error:
-            why = reason(error, self._timeout_seconds)
+            why = reason(error, self._timeout_seconds, before)
             if answer is not None:
                 return Response(answer.status, answer.headers, b"".join(chunks), why)
             raise TransportError(why, maybe_delivered=body is None or body.begun) from None
@@ -162,14 +166,14 @@ class AsyncConversationsClient:
     def _open(self) -> aiohttp.ClientSession:
         target = self._destination
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._max_connections, ssl=_certificates()),
-            headers=target.headers,
+            connector=aiohttp.TCPConnector(limit=self._max_connections, ssl=_certificates(target.ca_bundle)),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
             # Proxies were read by `destination`; the environment's netrc must never add a password.
             trust_env=False,
             proxy=target.proxy,
             auto_decompress=False,
+            middlewares=(_once,),
         )
         return self._session
 
@@ -200,11 +204,21 @@ class _Body(aiohttp.BytesPayload):
         await super().write_with_length(writer, content_length)
 
 
-def _certificates() -> ssl.SSLContext | bool:
-    # What makes the synchronous client trust a company's proxy shall make this one trust it, too.
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-    if not bundle:
+def _certificates(ca_bundle: str | None) -> ssl.SSLContext | bool:
+    if ca_bundle is None:
         return True
     context = ssl.create_default_context()
-    context.load_verify_locations(bundle)
+    if Path(ca_bundle).is_dir():
+        context.load_verify_locations(capath=ca_bundle)
+    else:
+        context.load_verify_locations(cafile=ca_bundle)
     return context
+
+
+async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    # Of these two errors aiohttp repeats GET, PUT and DELETE by itself, unseen; but a DELETE whose first attempt
+    # got through ends in a 404 then, and only `exchange`, if it is told, knows what that means.
+    try:
+        return await handler(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientConnectionError from error

@@ -325,5 +325,7 @@ def dressed(method: F, call: Callable[..., Call[Any]]) -> F:
     client = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     method.__name__ = method.__qualname__ = call.__name__
     method.__doc__ = call.__doc__
-    method.__signature__ = signature.replace(parameters=[client, *signature.parameters.values()])  # type: ignore[attr-defined]  # read by inspect
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]  # this is where inspect looks
+        parameters=[client, *signature.parameters.values()], return_annotation=signature.empty
+    )
     return method

@@ -10,9 +10,9 @@ from __future__ import annotations
 import http.client
 import io
 import random as random_module
+import sys
 import time
 from contextvars import ContextVar
-from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import requests
@@ -88,16 +88,8 @@ class ConversationsClient:
         self._rate_limit_wait_seconds = rate_limit_wait_seconds
         self._sleep = sleep
         self._random = random
-        self._session = requests.Session()
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        adapter = _Adapter(max_retries=urllib3.Retry(0, read=False, redirect=False))
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
-        # The environment's certificates count (REQUESTS_CA_BUNDLE); its proxies were read by `destination`, and its
-        # netrc must never add a password to our requests.
-        settings = self._session.merge_environment_settings(base_url, {}, True, None, None)
-        self._verify = settings["verify"]
-        self._session.trust_env = False
+        # No session above it: that would follow redirects, keep cookies and add passwords from ~/.netrc.
+        self._adapter = _Adapter(max_retries=urllib3.Retry(0, read=False, redirect=False))
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +99,7 @@ class ConversationsClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        self._adapter.close()
 
     def perform(self, call: Call[T]) -> Answer[T]:
         """Carry out a call.
@@ -120,7 +112,7 @@ class ConversationsClient:
         """
         steps = exchange(
             call,
-            secret=self._destination.secret,
+            secrets=self._destination.secrets,
             retries=self._retries,
             rate_limit_wait_seconds=self._rate_limit_wait_seconds,
             random=self._random,
@@ -145,38 +137,39 @@ class ConversationsClient:
     def _send(self, request: Request) -> Response:
         target = self._destination
         body = None if request.body is None else _Body(request.body)
+        before = sys.exception()
         prepared = requests.PreparedRequest()
         prepared.method = request.method
         # Set as it is: preparing would undo the percent-encoding of some ids.
         prepared.url = target.base_url + request.path
         prepared.headers = requests.structures.CaseInsensitiveDict(target.headers)
-        prepared.hooks = {}
         if body is not None:
             prepared.body = body  # type: ignore[assignment]  # requests takes any iterable with a length header
             prepared.headers["content-length"] = str(len(body.data))
         _deadline.set(time.monotonic() + self._timeout_seconds)
         try:
-            answer = self._session.send(
+            answer = self._adapter.send(
                 prepared,
                 stream=True,
                 timeout=self._timeout_seconds,
-                verify=self._verify,
-                cert=None,
+                verify=target.ca_bundle or True,
                 proxies={} if target.proxy is None else {"http": target.proxy, "https": target.proxy},
-                allow_redirects=False,
             )
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise TransportError(
-                reason(error, self._timeout_seconds), maybe_delivered=body is None or body.begun
+                reason(error, self._timeout_seconds, before), maybe_delivered=body is None or body.begun
             ) from None
-        chunks: list[bytes] = []
-        cut = None
+        content, cut = b"", None
         with answer:
             try:
-                chunks.append(answer.raw.read(BODY_LIMIT_BYTES + 1, decode_content=False))
+                while len(content) <= BODY_LIMIT_BYTES and (
+                    # To the end and once more: only then is it told that something is missing.
+                    chunk := answer.raw.read(BODY_LIMIT_BYTES + 1 - len(content), decode_content=False)
+                ):
+                    content += chunk
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                cut = reason(error, self._timeout_seconds)
-            return Response(answer.status_code, answer.headers, b"".join(chunks), cut)
+                cut = reason(error, self._timeout_seconds, before)
+            return Response(answer.status_code, answer.headers, content, cut)
 
     send_message = _method(calls.send_message)
     get_message = _method(calls.get_message)

@@ -53,11 +53,11 @@ class Quota:
 def _number(header: str | None) -> float | None:
     if header is None:
         return None
-    try:
-        number = float(header)
-    except ValueError:
+    text = header.strip()
+    if not (text.isascii() and text.replace(".", "", 1).isdigit()):
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 class ConversationsError(Exception):
@@ -94,7 +94,7 @@ class TransportError(ConversationsError):
             if maybe_delivered
             else "It surely did not reach Brevo, so it may be tried again; check network, proxy and host"
         )
-        super().__init__(f"Could not {call}: {reason}. {outcome}.")
+        super().__init__(f"Could not {call}: {reason.rstrip('.')}. {outcome}.")
 
 
 class ApiError(ConversationsError):
@@ -230,5 +230,5 @@ class UnexpectedResponse(ConversationsError):
         known = "" if message_id is None else f" The message has the id {message_id}."
         super().__init__(
             f"Cannot tell the result of the call to {call}: Brevo answered {status} "
-            f"(sib-request-id {request_id or 'not given'}), but {reason}.{known}"
+            f"(sib-request-id {request_id or 'not given'}), but {reason.rstrip('.')}.{known}"
         )

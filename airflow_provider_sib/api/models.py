@@ -117,7 +117,7 @@ class Message(_Documented):
     in UTC.
     """
 
-    id: str
+    id: str = Field(min_length=1)
     type: str | None = None
     text: str | None = None
     html: str | None = None

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import random as random_module
+import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from airflow_provider_sib import __version__
@@ -42,6 +44,7 @@ BODY_LIMIT_BYTES = 4 * 1024 * 1024
 """No answer of this API comes near it; a driver need not read further than one byte beyond."""
 
 _EXCERPT_CHARACTERS = 300
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +139,15 @@ class Destination:
     :param base_url: without a slash at its end.
     :param headers: sent with every request.
     :param proxy: URL of the proxy, or None.
-    :param secret: the API key, which no error shows.
+    :param ca_bundle: path of the certificates to trust, or None for the usual ones.
+    :param secrets: what no error may show: the API key, the proxy's password.
     """
 
     base_url: str
-    headers: Mapping[str, str]
-    proxy: str | None
-    secret: str
+    headers: Mapping[str, str] = field(repr=False)
+    proxy: str | None = field(repr=False)
+    ca_bundle: str | None
+    secrets: tuple[str, ...] = field(repr=False)
 
 
 def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecure_http: bool) -> Destination:
@@ -179,7 +184,7 @@ def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecur
             "base_url is plain http to another machine, which shows the key to everyone on the way; "
             "use https, or set allow_insecure_http"
         )
-    if proxy is None and not loopback and not proxy_bypass(host):
+    if proxy is None and not loopback and not proxy_bypass(url.netloc):
         environment = getproxies()
         proxy = environment.get(url.scheme) or environment.get("all")
     if proxy and urlsplit(proxy).scheme not in ("http", "https"):
@@ -196,8 +201,15 @@ def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecur
             "user-agent": f"airflow-provider-sib/{__version__}",
         },
         proxy=proxy or None,
-        secret=api_key,
+        # What requests reads by itself, both clients shall heed.
+        ca_bundle=os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or None,
+        secrets=(api_key, *_passwords(proxy)),
     )
+
+
+def _passwords(proxy: str | None) -> tuple[str, ...]:
+    password = urlsplit(proxy).password if proxy else None
+    return (password, unquote(password)) if password else ()
 
 
 def _is_loopback(host: str) -> bool:
@@ -210,14 +222,16 @@ def _is_loopback(host: str) -> bool:
 
 
 def _misconfigured(rule: str) -> NoReturn:
-    raise InvalidRequest(f"{rule}.", call="use the connection")
+    raise InvalidRequest(f"{rule}.")
 
 
-def reason(error: BaseException, timeout_seconds: float) -> str:
+def reason(error: BaseException, timeout_seconds: float, beyond: BaseException | None) -> str:
     """Tell in a few words why a request failed.
 
     :param error: what a driver caught.
     :param timeout_seconds: the driver's time limit.
+    :param beyond: what was being handled when the request began, which Python chains to the error although it is
+        none of its causes.
     :return: the innermost cause, or that time was up.
     """
     cause = error
@@ -225,7 +239,7 @@ def reason(error: BaseException, timeout_seconds: float) -> str:
         if isinstance(cause, TimeoutError):
             return f"no complete answer within {timeout_seconds:g} seconds"
         inner = cause.__cause__ or cause.__context__
-        if inner is None:
+        if inner is None or inner is beyond:
             return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
         cause = inner
 
@@ -233,7 +247,7 @@ def reason(error: BaseException, timeout_seconds: float) -> str:
 def exchange(
     call: Call[T],
     *,
-    secret: str,
+    secrets: tuple[str, ...],
     retries: Retries,
     rate_limit_wait_seconds: float,
     random: Callable[[], float] = random_module.random,
@@ -248,7 +262,7 @@ def exchange(
     as long as ``rate_limit_wait_seconds`` allows.
 
     :param call: what to do.
-    :param secret: what no error may show.
+    :param secrets: what no error may show.
     :param retries: how often to repeat, and how long to wait before.
     :param rate_limit_wait_seconds: longest time to wait, in all, for the quota; 0 raises a 429 at once.
     :param random: a number from 0 to 1 at each call.
@@ -268,11 +282,11 @@ def exchange(
             assert response is not None  # noqa: S101  (the driver's part of the contract)
             if response.cut is not None and response.status < 300 and call.repeatable:
                 raise TransportError(response.cut, maybe_delivered=True)
-            return _read(call, response, requests, secret, maybe_delivered)
+            return _read(call, response, requests, secrets, maybe_delivered)
         except TransportError as error:
             maybe_delivered = maybe_delivered or error.maybe_delivered
             failure: TransportError | ServerError = TransportError(
-                _printable(error.reason, secret), maybe_delivered=maybe_delivered, call=call.name
+                _printable(error.reason, secrets), maybe_delivered=maybe_delivered, call=call.name
             )
             repeat = call.repeatable or not error.maybe_delivered
         except ServerError as error:
@@ -301,25 +315,29 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
     return _encode(body).encode()
 
 
-def _read(call: Call[T], response: Response, requests: int, secret: str, maybe_done: bool) -> Answer[T]:
+def _read(
+    call: Call[T], response: Response, requests: int, secrets: tuple[str, ...], maybe_done: bool
+) -> Answer[T]:
     status, headers = response.status, response.headers
     quota = Quota.from_headers(headers)
     request_id = headers.get("sib-request-id")
     if request_id is not None:
-        request_id = _printable(request_id, secret)
+        request_id = _printable(request_id, secrets)
     if 200 <= status < 300:
         body = b""
         try:
             if response.cut is not None:
-                raise ValueError(f"its body is cut off: {_printable(response.cut, secret)}")
+                raise ValueError(f"it is cut off: {_printable(response.cut, secrets)}")
             body = _decoded(response)
+            if body and "json" not in headers.get("content-type", "json").partition(";")[0].lower():
+                raise ValueError("it is not JSON by its content type")
             return Answer(call.read(body), quota, request_id, requests)
         except ValueError as error:
             raise UnexpectedResponse(
-                f"its body can't be read: {_printable(str(error), secret)}",
+                f"its body can't be read: {_printable(str(error), secrets)}",
                 status=status,
                 request_id=request_id,
-                message_id=_message_id(body, secret),
+                message_id=_message_id(body, secrets),
                 quota=quota,
                 call=call.name,
             ) from None
@@ -335,7 +353,7 @@ def _read(call: Call[T], response: Response, requests: int, secret: str, maybe_d
             quota=quota,
             call=call.name,
         )
-    message, code = _explanation(response, secret)
+    message, code = _explanation(response, secrets)
     if status == 429:
         raise RateLimited(
             message,
@@ -365,14 +383,11 @@ def _decoded(response: Response) -> bytes:
     body = response.body
     if len(body) > BODY_LIMIT_BYTES:
         raise ValueError(f"it is longer than {BODY_LIMIT_BYTES} bytes")
-    headers = response.headers
-    encoding = headers.get("content-encoding", "identity").strip().lower()
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("gzip", "x-gzip", "deflate"):
         body = _inflated(body)
     elif encoding not in ("identity", ""):
         raise ValueError("it is compressed in a way that was not asked for")
-    if body and "json" not in headers.get("content-type", "json").partition(";")[0].lower():
-        raise ValueError("it is not JSON by its content type")
     return body
 
 
@@ -390,9 +405,9 @@ def _inflated(body: bytes) -> bytes:
     return whole
 
 
-def _message_id(body: bytes, secret: str) -> str | None:
+def _message_id(body: bytes, secrets: tuple[str, ...]) -> str | None:
     match _json_object(body):
-        case {"id": str(message_id)} if message_id.strip() and secret not in message_id:
+        case {"id": str(message_id)} if message_id and not any(secret in message_id for secret in secrets):
             return message_id
     return None
 
@@ -405,7 +420,7 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _explanation(response: Response, secret: str) -> tuple[str, str | None]:
+def _explanation(response: Response, secrets: tuple[str, ...]) -> tuple[str, str | None]:
     body = response.body[:BODY_LIMIT_BYTES]
     try:
         if "content-encoding" in response.headers:
@@ -415,18 +430,22 @@ def _explanation(response: Response, secret: str) -> tuple[str, str | None]:
     envelope = _json_object(body) or {}
     code, message = envelope.get("code"), envelope.get("message")
     if not isinstance(message, str):
-        message = body[: 8 * _EXCERPT_CHARACTERS].decode(errors="replace")
-    text = _printable(message, secret)
+        # A gateway in front of Brevo explains itself in HTML, by the page's title at best.
+        page = body[:_PAGE_BYTES].decode(errors="replace")
+        title = re.search(r"<title[^>]*>([^<]+)<", page, re.IGNORECASE)
+        message = title[1] if title else page
+    text = _printable(message, secrets)
     if not text:
         try:
             text = HTTPStatus(response.status).phrase
         except ValueError:
             text = "no explanation"
-    return text, _printable(code, secret) if isinstance(code, str) else None
+    return text, _printable(code, secrets) if isinstance(code, str) else None
 
 
-def _printable(text: str, secret: str) -> str:
-    # The secret goes first: cut in two or with a character taken out, it would not be found.
-    words = "".join(c if c.isprintable() else " " for c in text.replace(secret, "[api key]")).split()
-    line = " ".join(words)
+def _printable(text: str, secrets: tuple[str, ...]) -> str:
+    # Secrets go first: cut in two or with a character taken out, they would not be found.
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= _EXCERPT_CHARACTERS else line[:_EXCERPT_CHARACTERS] + "…"
