@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import json
 import secrets
 import threading
 import time
@@ -20,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 Json = Any
@@ -815,7 +816,7 @@ class Ledger(Protocol):
     def purge(self, campaign_id: str) -> Refusal | None:
         """Delete a campaign that is finished or aborted, whole; several transactions.
 
-        A campaign of the same id would write to everyone again.
+        A campaign of the same id would write to everyone again, and frequency caps forget its messages.
         """
 
 
@@ -870,14 +871,22 @@ def flaw_of(identifier: str) -> str | None:
         return "is empty or has blanks around it"
     if len(identifier) > 255:
         return "has more than 255 characters"
-    if "\0" in identifier:
+    return _unstorable(identifier)
+
+
+def _unstorable(text: str) -> str | None:
+    if "\0" in text:
         return "contains a NUL character"
-    if not identifier.isascii():
+    if not text.isascii():
         try:
-            identifier.encode()
+            text.encode()
         except UnicodeEncodeError:
             return "contains half a surrogate pair"
     return None
+
+
+to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+"""Write a JSON text, the same in every ledger; raises ValueError for what JSON has no word for."""
 
 
 def keyed_hash(secret: bytes, value: str) -> str:
@@ -896,16 +905,34 @@ def limit_rank(fraction: float) -> int | None:
 
 
 def check_enrolment(row: Enrolment) -> None:
-    """Refuse a row the ledger can't hold.
+    """Refuse a row that not every ledger can hold.
 
-    :raises ValueError: its visitor id has a flaw, its once key is empty, or its rank is out of bounds.
+    :raises ValueError: an id, a name or the rank has a flaw.
     """
     if flaw := flaw_of(row.visitor_id):
         raise ValueError(f"a visitor's id {flaw}")
-    if not row.key or "\0" in row.key:
-        raise ValueError("a once key is empty or contains a NUL character")
+    if flaw := "is empty" if not row.key else _unstorable(row.key):
+        raise ValueError(f"a once key {flaw}")
     if not 0 <= row.rank < RANKS:
         raise ValueError("a rank must be from 0 up to 2**63")
+    _check_names((row.variant, row.timezone or "", row.locale or "", row.skip or ""))
+
+
+@lru_cache(maxsize=4096)
+def _check_names(names: tuple[str, ...]) -> None:
+    for name in names:
+        if flaw := "has more than 255 characters" if len(name) > 255 else _unstorable(name):
+            raise ValueError(f"a variant's, time zone's or locale's name {flaw}")
+
+
+def rank_after(rank: int) -> int:
+    """Return the place of the second of two once keys that have the same rank.
+
+    :raises ValueError: there is none, with a chance of one in 2**63.
+    """
+    if rank + 1 == RANKS:
+        raise ValueError("two once keys have the last of all ranks; choose another campaign id")
+    return rank + 1
 
 
 def check_campaign_id(campaign_id: str) -> None:
@@ -957,6 +984,9 @@ def held(use: QuotaUse, quota: Quota, now_ms: int, *, begun: int) -> Quota:
     return quota.holding(use.holder, flying, now_ms=now_ms, until_ms=now_ms + round(use.lease_seconds * 1000))
 
 
+SKIPPED_AT_ONCE = 2000
+"""After so many rows skipped a claim ends, for others wait for its lock."""
+
 FORGOTTEN = "forgotten"
 """Reason of suppressions and skips after :meth:`Ledger.forget_visitor`."""
 
@@ -1003,18 +1033,19 @@ class _Book:
         self.editor = 0
         self.editor_until_ms = 0
         self.sending: set[int] = set()
-        # Ranks that are or were pending, by time zone; those that are no longer are dropped when met.
-        self.pending: dict[str | None, list[int]] = defaultdict(list)
+        # Ranks that are or were pending, by time zone in the order in which the zones came; ranks that are
+        # pending no longer are dropped when met.
+        self.pending: dict[str | None, list[int]] = {}
 
     def put(self, row: Delivery) -> None:
         before = self.rows.get(row.rank)
         self.rows[row.rank] = row
         if row.state is State.PENDING and (before is None or before.state is not State.PENDING):
-            heapq.heappush(self.pending[row.timezone], row.rank)
+            heapq.heappush(self.pending.setdefault(row.timezone, []), row.rank)
         (self.sending.add if row.state is State.SENDING else self.sending.discard)(row.rank)
 
     def first_pending(self, zone: str | None) -> int | None:
-        ranks = self.pending[zone]
+        ranks = self.pending.get(zone, [])
         while ranks and self.rows[ranks[0]].state is not State.PENDING:
             heapq.heappop(ranks)
         return ranks[0] if ranks else None
@@ -1163,26 +1194,29 @@ class MemoryLedger:
         for row in rows:
             check_enrolment(row)
             duplicates += row.key in read
-            read.setdefault(row.key, row)
+            read.setdefault(row.key, replace(row, variables=json.loads(to_json(row.variables))))
         bad = bad_rows()
         with self._lock:
             book = self._book(campaign_id)
             kept, now_ms = book.campaign, self.now_ms()
             if kept.enrolled_at_ms is not None and not kept.each_run:
                 return Enrolled(0, kept.duplicates, kept.bad_rows, kept.total)
-            joined = 0
+            new: dict[int, Enrolment] = {}
             for row in sorted(read.values(), key=lambda row: (row.rank, row.key)):
                 if row.key in book.ranks or self._forgotten_key(row.key) in book.ranks:
                     duplicates += 1
                     continue
                 rank = row.rank
-                while rank in book.rows:
-                    rank = (rank + 1) % RANKS
+                while rank in book.rows or rank in new:
+                    rank = rank_after(rank)
+                new[rank] = row
+            for row in read.values():
+                book.pending.setdefault(row.timezone, [])
+            for rank, row in new.items():
                 book.ranks[row.key] = rank
                 book.put(_delivery(row, rank, now_ms))
-                joined += 1
             book.order = sorted(book.rows)
-            again = joined and kept.status is CampaignStatus.FINISHED
+            again = new and kept.status is CampaignStatus.FINISHED
             book.campaign = replace(
                 kept,
                 status=CampaignStatus.RUNNING if again else kept.status,
@@ -1191,7 +1225,7 @@ class MemoryLedger:
                 duplicates=duplicates,
                 bad_rows=bad,
             )
-            return Enrolled(joined, duplicates, bad, len(book.rows))
+            return Enrolled(len(new), duplicates, bad, len(book.rows))
 
     def exclude(self, campaign_id: str, visitor_ids: Iterable[str]) -> int:
         """See :meth:`Ledger.exclude`."""
@@ -1386,9 +1420,10 @@ class MemoryLedger:
         with self._lock:
             book = self._book(campaign_id)
             rows = [book.rows[rank] for rank in book.order]
+            zones = list(book.pending)
         if states is not None:
             rows = [row for row in rows if row.state in states]
-            rows.sort(key=lambda row: (row.state, row.timezone or "", row.rank))
+            rows.sort(key=lambda row: (row.state, zones.index(row.timezone), row.rank))
         return (
             row
             for row in rows
@@ -1423,12 +1458,9 @@ class MemoryLedger:
             for book in self._books.values():
                 book.excluded -= {visitor_id}
                 for row in [row for row in book.rows.values() if row.visitor_id == visitor_id]:
-                    key = self._forgotten_key(row.key)
-                    book.ranks[key] = book.ranks.pop(row.key)
-                    after = replace(row, key=key, visitor_id=None, variables=None)
                     if row.state is State.PENDING:
-                        after = replace(after, state=State.SKIPPED, reason=FORGOTTEN, at_ms=now_ms)
-                    book.put(after)
+                        book.put(replace(row, state=State.SKIPPED, reason=FORGOTTEN, at_ms=now_ms))
+                    self._erase(book, book.rows[row.rank], [])
                     changed += 1
             return changed
 
@@ -1451,6 +1483,8 @@ class MemoryLedger:
             if refusal := purge_refusal(book.campaign.status):
                 return refusal
             self._purged_claims += book.campaign.claims
+            for at in [at for at in self._touched if at[0] == campaign_id]:
+                self._untouch(at)
             del self._books[campaign_id]
             return None
 
@@ -1522,13 +1556,18 @@ class MemoryLedger:
         if campaign.status is not CampaignStatus.RUNNING or campaign.enrolled_at_ms is None:
             permits = 0
         for zone in list(book.pending) if cycle.zones is None else cycle.zones:
-            while len(claimed) < permits and (rank := book.first_pending(zone)) is not None:
+            while len(claimed) < permits and skipped.total() < SKIPPED_AT_ONCE:
+                rank = book.first_pending(zone)
+                if rank is None:
+                    break
                 if campaign.limit_rank is not None and rank > campaign.limit_rank:
                     break
                 row = book.rows[rank]
                 reason = self._skip_reason(book, cycle, row, now_ms)
                 if reason is not None:
                     self._change(book, replace(row, state=State.SKIPPED, reason=reason, at_ms=now_ms), undo)
+                    if reason == FORGOTTEN:
+                        self._erase(book, book.rows[rank], undo)
                     skipped[reason] += 1
                     continue
                 row = replace(
@@ -1547,6 +1586,15 @@ class MemoryLedger:
                     self._touch(at, (cycle.cap.group, self._hash(row.visitor_id or "")), now_ms)
                     undo.append(partial(self._untouch, at))
         return claimed, dict(skipped)
+
+    def _erase(self, book: _Book, row: Delivery, undo: list[Callable[[], None]]) -> None:
+        if row.visitor_id is None:
+            return
+        key = self._forgotten_key(row.key)
+        undo.append(partial(book.ranks.__setitem__, row.key, row.rank))
+        del book.ranks[row.key]
+        book.ranks[key] = row.rank
+        self._change(book, replace(row, key=key, visitor_id=None, variables=None), undo)
 
     def _skip_reason(self, book: _Book, cycle: Cycle, row: Delivery, now_ms: int) -> str | None:
         if row.visitor_id is None:
@@ -1584,7 +1632,7 @@ def _delivery(row: Enrolment, rank: int, now_ms: int) -> Delivery:
         rank=rank,
         key=row.key,
         visitor_id=row.visitor_id,
-        variables=dict(row.variables),
+        variables=row.variables,
         timezone=row.timezone,
         locale=row.locale,
         variant=row.variant,

@@ -43,6 +43,7 @@ from airflow_provider_sib.campaign.ledger import (
     RETRYABLE,
     SETTLED,
     SETTLEMENTS,
+    SKIPPED_AT_ONCE,
     Backlog,
     Campaign,
     CampaignStatus,
@@ -85,7 +86,9 @@ from airflow_provider_sib.campaign.ledger import (
     new_token,
     paced,
     purge_refusal,
+    rank_after,
     status_refusal,
+    to_json,
     transition,
 )
 
@@ -338,7 +341,7 @@ class SqlLedger:
             _run(
                 conn,
                 "UPDATE sib_campaign SET settings = :settings WHERE campaign = :campaign",
-                settings=_dumps(dict(settings)),
+                settings=to_json(dict(settings)),
                 campaign=campaign_id,
             )
             return replace(kept, settings=dict(settings))
@@ -953,7 +956,7 @@ class SqlLedger:
             claims=campaign.claims,
             seen=now_ms,
             wake=campaign.next_wake_ms,
-            memo=_dumps(campaign.memo),
+            memo=to_json(campaign.memo),
             sweep=sweep_at,
             campaign=campaign.campaign_id,
         )
@@ -1083,7 +1086,7 @@ class SqlLedger:
         upto = RANKS - 1 if book.campaign.limit_rank is None else book.campaign.limit_rank
         for zone in self._open_zones(conn, book, cycle.zones):
             after = -1
-            while len(claimed) < permits and refused < CHUNK:
+            while len(claimed) < permits and refused < SKIPPED_AT_ONCE:
                 # Rows come singly only while hardly any are refused.
                 limit = max(permits - len(claimed), 256 if refused else 0)
                 rows = self._page(conn, book, State.PENDING, zone, after=after, upto=upto, limit=limit)
@@ -1262,7 +1265,7 @@ class SqlLedger:
         _run(
             conn,
             "UPDATE sib_quota SET doc = :doc WHERE account = :account AND bucket = :bucket",
-            doc=_dumps(doc),
+            doc=to_json(doc),
             account=use.account,
             bucket=use.bucket,
         )
@@ -1318,7 +1321,7 @@ class SqlLedger:
                 "UPDATE sib_campaign SET part = :part, zones = :zones, enrolled_at_ms = :now, total = :total,"
                 " duplicates = :duplicates, bad_rows = :bad WHERE campaign = :campaign",
                 part=part,
-                zones=_dumps(spool.zones),
+                zones=to_json(spool.zones),
                 now=book.now_ms,
                 total=total,
                 duplicates=sorted_rows.duplicates,
@@ -1383,7 +1386,7 @@ class SqlLedger:
             conn,
             "UPDATE sib_campaign SET part = :part, zones = :zones WHERE campaign = :campaign",
             part=part,
-            zones=_dumps(kept),
+            zones=to_json(kept),
             campaign=campaign_id,
         )
         return [kept.index(zone) for zone in zones]
@@ -1404,7 +1407,7 @@ class SqlLedger:
         for hashed_rank, key, *others in rows:
             rank = hashed_rank
             while rank in keys and keys[rank] not in (key, self._forgotten_key(key)):
-                rank = (rank + 1) % RANKS
+                rank = rank_after(rank)
                 if rank not in keys:
                     sql = "SELECT seq, once_key FROM sib_delivery WHERE part = :part AND seq = :seq"
                     keys.update(dict(_all(conn, sql, part=part, seq=rank)))
@@ -1556,7 +1559,7 @@ class SqlLedger:
             " VALUES (:campaign, 0, :binding, :each_run, 'running', 1, :digest, '{}', '{}', 0, 0, 0, 1, 0,"
             f" '[]', :now, 0, 0) {self._dialect.missing.format('campaign')}",
             campaign=campaign_id,
-            binding=_dumps(binding),
+            binding=to_json(binding),
             each_run=int(each_run),
             digest=text.digest,
             now=now_ms,
@@ -1574,7 +1577,7 @@ class SqlLedger:
             campaign=campaign_id,
             revision=revision,
             digest=text.digest,
-            body=_dumps(text.body),
+            body=to_json(text.body),
             now=now_ms,
         )
 
@@ -1990,7 +1993,7 @@ class _Spool:
         """
         zones: dict[str | None, int] = {}
         shift = RANKS.bit_length() - 1 - (self.BUCKETS.bit_length() - 1)
-        buckets, dumps = self._buckets, _dumps
+        buckets = self._buckets
         pending, skipped = int(State.PENDING), int(State.SKIPPED)
         for count, row in enumerate(rows, 1):
             check_enrolment(row)
@@ -2003,7 +2006,7 @@ class _Spool:
                     zone,
                     row.variant,
                     row.locale,
-                    dumps(row.variables),
+                    to_json(row.variables),
                     pending if row.skip is None else skipped,
                     row.skip,
                 )
@@ -2050,7 +2053,7 @@ class _Sorted:
                 last_rank = row[0]
                 yield row
             else:
-                last_rank += 1
+                last_rank = rank_after(last_rank)
                 yield (last_rank, *row[1:])
 
 
@@ -2058,8 +2061,6 @@ FILL_LEASE_MS = 600_000
 """After which an enrolment that adds nothing is taken for dead."""
 
 _QUOTA_FIELDS = frozenset(Quota.__dataclass_fields__) - {"holders"}
-
-_dumps = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 @lru_cache(maxsize=512)
