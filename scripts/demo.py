@@ -28,7 +28,9 @@ import urllib.request
 from configparser import ConfigParser
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -171,8 +173,8 @@ class Screen:
 
     def say(self, text: str = "") -> None:
         """Write lines that stay."""
-        self.clear()
-        print(text, flush=True)
+        print(f"\r\x1b[2K{text}" if self._in_place and self._shown else text, flush=True)
+        self._shown = ""
 
     def progress(self, text: str) -> None:
         """Write over the last such line; where there is no terminal a new line, at most every five seconds."""
@@ -191,12 +193,6 @@ class Screen:
         :param began: `time.monotonic()` at its beginning.
         """
         self.say(f"  {name:<34}{time.monotonic() - began:6.1f} s  {note}".rstrip())
-
-    def clear(self) -> None:
-        """Take the line away that is written over."""
-        if self._in_place and self._shown:
-            print("\r\x1b[2K", end="")
-        self._shown = ""
 
 
 # -- the sandbox and Airflow ---------------------------------------------------------------------------------
@@ -476,11 +472,10 @@ class Demo:
 
     def __exit__(self, *_: object) -> None:
         try:
-            ignore_signals()  # nothing may cut short what follows
-        finally:
-            self.screen.progress("  Ending all processes.")
+            ignore_signals()
+            self.screen.say("\n  Ending all processes.")
+        finally:  # also when the terminal is gone
             self._processes.end()
-            self.screen.clear()
             self._lock.close()
 
     def start(self) -> None:
@@ -508,7 +503,7 @@ class Demo:
             if state == "failed" or waited > RUN_SECONDS:
                 log = task_log(HOME)
                 raise DemoError(
-                    f"The run of {DAG_ID} is {state or 'out of reach'} after {waited:.0f} s. {log} says:\n"
+                    f"After {waited:.0f} s the run of {DAG_ID} is {state or 'out of reach'}. {log} says:\n"
                     f"{last_lines(log)}"
                 )
             self.keep_up()
@@ -561,7 +556,7 @@ class Demo:
   Airflow            {self.airflow.url}  (no password)
   What visitors see  {self.sandbox.page}
   Logs               {HOME / "logs"}
-  Commands           AIRFLOW_HOME={HOME} {Path(sys.executable).parent / "airflow"} dags list
+  Commands           AIRFLOW_HOME={quote(str(HOME))} {quote(self._commands["airflow"][0])} dags list
 
   Ctrl-C ends it.""")
 
@@ -570,7 +565,7 @@ class Demo:
 
     def _ended(self, name: str, status: int) -> str:
         how = f"was killed (signal {-status})" if status < 0 else f"ended with status {status}"
-        return f"The {name} {how}. {self._log_says(name)}"
+        return f"{name.capitalize()} {how}. {self._log_says(name)}"
 
     def _log_says(self, name: str) -> str:
         log = HOME / "logs" / f"{name}.log"
@@ -583,7 +578,7 @@ class Demo:
                 raise DemoError(self._ended(name, status))
             waited = time.monotonic() - began
             if waited > most_seconds:
-                raise DemoError(f"The {name} is not up after {waited:.0f} s. {self._log_says(name)}")
+                raise DemoError(f"{name.capitalize()} is not up after {waited:.0f} s. {self._log_says(name)}")
             self.screen.progress(f"  {name}: starting, {waited:.0f} s")
             time.sleep(0.1 if name == "sandbox" else POLL_SECONDS)
 
@@ -626,6 +621,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--hour-seconds", type=float, default=3600, help="how long an hour lasts (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every terminal can show every language
 
     def stop(number: int, _: FrameType | None) -> None:
         ignore_signals()  # it ends already
@@ -649,7 +646,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{error}", file=sys.stderr, flush=True)
         return 1
     except SystemExit as told:
-        print(flush=True)
         return 0 if sent else int(str(told.code))
     return 0
 
