@@ -9,6 +9,7 @@ import asyncio
 import random as random_module
 import ssl
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -19,7 +20,6 @@ from airflow_provider_sib.api import calls
 from airflow_provider_sib.api.errors import TransportError
 from airflow_provider_sib.api.wire import (
     BODY_LIMIT_BYTES,
-    DEFAULT_BASE_URL,
     Answer,
     Request,
     Response,
@@ -29,11 +29,12 @@ from airflow_provider_sib.api.wire import (
     exchange,
     reason,
 )
+from airflow_provider_sib.provider_info import DEFAULT_BASE_URL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from aiohttp.abc import AbstractStreamWriter
+    from aiohttp.tracing import Trace
 
     from airflow_provider_sib.api.calls import Call
 
@@ -140,7 +141,8 @@ class AsyncConversationsClient:
     async def _send(self, request: Request) -> Response:
         session = self._session or self._open()
         target = self._destination
-        body = None if request.body is None else _Body(request.body, content_type="application/json")
+        attempt = _Attempt()
+        _attempt.set(attempt)
         before = sys.exception()
         chunks: list[bytes] = []
         answer: aiohttp.ClientResponse | None = None
@@ -148,7 +150,7 @@ class AsyncConversationsClient:
             async with session.request(
                 request.method,
                 URL(target.base_url + request.path, encoded=True),
-                data=body,
+                data=request.body,
                 headers=target.headers,
                 allow_redirects=False,
             ) as answer:
@@ -161,12 +163,12 @@ class AsyncConversationsClient:
             why = reason(error, self._timeout_seconds, before)
             if answer is not None:
                 return Response(answer.status, answer.headers, b"".join(chunks), why)
-            raise TransportError(why, maybe_delivered=body is None or body.begun) from None
+            raise TransportError(why, maybe_delivered=attempt.begun) from None
 
     def _open(self) -> aiohttp.ClientSession:
         target = self._destination
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._max_connections, ssl=_certificates(target.ca_bundle)),
+            connector=_Connector(limit=self._max_connections, ssl=_certificates(target.ca_bundle)),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
             # Proxies were read by `destination`; the environment's netrc must never add a password.
@@ -190,18 +192,26 @@ class AsyncConversationsClient:
     get_account = _method(calls.get_account)
 
 
-class _Body(aiohttp.BytesPayload):
-    """Give a body away, and know whether that began.
-
-    Headers without their body are a request that nobody can carry out, so nothing was delivered before this is
-    asked to write: whichever way looking up, connecting, the proxy or the handshake failed.
-    """
+class _Attempt:
+    """What the connector must tell of the request it found a connection for."""
 
     begun = False
 
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        self.begun = True
-        await super().write_with_length(writer, content_length)
+
+_attempt: ContextVar[_Attempt] = ContextVar("attempt")
+
+
+class _Connector(aiohttp.TCPConnector):
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  (the signature is aiohttp's)
+    ) -> aiohttp.connector.Connection:
+        # Whatever fails in here, looking up, connecting, the proxy's tunnel or the handshake: nothing was sent.
+        connection = await super().connect(req, traces, timeout)
+        _attempt.get().begun = True
+        return connection
 
 
 def _certificates(ca_bundle: str | None) -> ssl.SSLContext | bool:

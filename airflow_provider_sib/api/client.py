@@ -24,7 +24,6 @@ from airflow_provider_sib.api import calls
 from airflow_provider_sib.api.errors import TransportError
 from airflow_provider_sib.api.wire import (
     BODY_LIMIT_BYTES,
-    DEFAULT_BASE_URL,
     Answer,
     Request,
     Response,
@@ -34,9 +33,10 @@ from airflow_provider_sib.api.wire import (
     exchange,
     reason,
 )
+from airflow_provider_sib.provider_info import DEFAULT_BASE_URL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from airflow_provider_sib.api.calls import Call
 
@@ -136,17 +136,17 @@ class ConversationsClient:
 
     def _send(self, request: Request) -> Response:
         target = self._destination
-        body = None if request.body is None else _Body(request.body)
         before = sys.exception()
         prepared = requests.PreparedRequest()
         prepared.method = request.method
         # Set as it is: preparing would undo the percent-encoding of some ids.
         prepared.url = target.base_url + request.path
         prepared.headers = requests.structures.CaseInsensitiveDict(target.headers)
-        if body is not None:
-            prepared.body = body  # type: ignore[assignment]  # requests takes any iterable with a length header
-            prepared.headers["content-length"] = str(len(body.data))
-        _deadline.set(time.monotonic() + self._timeout_seconds)
+        prepared.body = request.body
+        if request.body is not None:
+            prepared.headers["content-length"] = str(len(request.body))
+        attempt = _Attempt(time.monotonic() + self._timeout_seconds)
+        _attempt.set(attempt)
         try:
             answer = self._adapter.send(
                 prepared,
@@ -157,7 +157,7 @@ class ConversationsClient:
             )
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise TransportError(
-                reason(error, self._timeout_seconds, before), maybe_delivered=body is None or body.begun
+                reason(error, self._timeout_seconds, before), maybe_delivered=attempt.begun
             ) from None
         content, cut = b"", None
         with answer:
@@ -184,30 +184,24 @@ class ConversationsClient:
     get_account = _method(calls.get_account)
 
 
-class _Body:
-    """Give a body away, and know whether that began.
+class _Attempt:
+    """What the connection must know of the request it carries.
 
-    Headers without their body are a request that nobody can carry out, so nothing was delivered before this is
-    asked for its first byte: whichever way looking up, connecting, the proxy or the handshake failed.
+    :param deadline: when time is up, on the monotonic clock.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
         self.begun = False
 
-    def __iter__(self) -> Iterator[bytes]:
-        self.begun = True
-        yield self.data
+    def left(self) -> float:
+        seconds = self.deadline - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError
+        return seconds
 
 
-_deadline: ContextVar[float] = ContextVar("deadline")
-
-
-def _left() -> float:
-    seconds = _deadline.get() - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError
-    return seconds
+_attempt: ContextVar[_Attempt] = ContextVar("attempt")
 
 
 class _Reader(io.RawIOBase):
@@ -221,7 +215,7 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(_left())
+        self._sock.settimeout(_attempt.get().left())
         count: int | None = self._stream.readinto(buffer)
         return count
 
@@ -236,21 +230,32 @@ class _Reply(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_Reader(self.fp.detach(), sock))
 
 
-class _Bounded:
+class _Observed:
+    """Bound what a connection does, and tell when it begins to send."""
+
     response_class = _Reply
+    sock: Any
+    connect: Callable[[], None]
 
     def _new_conn(self) -> Any:
         sock = super()._new_conn()  # type: ignore[misc]  # of urllib3's connection, the class beside this one
         # The handshake, if there is one, and the sending have what connecting left.
-        sock.settimeout(_left())
+        sock.settimeout(_attempt.get().left())
         return sock
 
+    def endheaders(self, *args: Any, **kwargs: Any) -> None:
+        # Whatever fails up to here, looking up, connecting, the proxy's tunnel or the handshake: nothing was sent.
+        if self.sock is None:
+            self.connect()
+        _attempt.get().begun = True
+        super().endheaders(*args, **kwargs)  # type: ignore[misc]  # as above
 
-class _Plain(_Bounded, HTTPConnection):  # type: ignore[misc]  # response_class is untyped upstream
+
+class _Plain(_Observed, HTTPConnection):  # type: ignore[misc]  # response_class is untyped upstream
     pass
 
 
-class _Secure(_Bounded, HTTPSConnection):  # type: ignore[misc]  # response_class is untyped upstream
+class _Secure(_Observed, HTTPSConnection):  # type: ignore[misc]  # response_class is untyped upstream
     pass
 
 

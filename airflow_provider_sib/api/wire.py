@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DEFAULT_BASE_URL = "https://api.brevo.com/v3"
 BODY_LIMIT_BYTES = 4 * 1024 * 1024
 """No answer of this API comes near it; a driver need not read further than one byte beyond."""
 
@@ -140,7 +139,7 @@ class Destination:
     :param headers: sent with every request.
     :param proxy: URL of the proxy, or None.
     :param ca_bundle: path of the certificates to trust, or None for the usual ones.
-    :param secrets: what no error may show: the API key, the proxy's password.
+    :param secrets: what no error may show: the API key, then the proxy's password.
     """
 
     base_url: str
@@ -262,7 +261,7 @@ def exchange(
     as long as ``rate_limit_wait_seconds`` allows.
 
     :param call: what to do.
-    :param secrets: what no error may show.
+    :param secrets: what no error may show; the first is the API key, the others can be in transport errors only.
     :param retries: how often to repeat, and how long to wait before.
     :param rate_limit_wait_seconds: longest time to wait, in all, for the quota; 0 raises a 429 at once.
     :param random: a number from 0 to 1 at each call.
@@ -282,7 +281,7 @@ def exchange(
             assert response is not None  # noqa: S101  (the driver's part of the contract)
             if response.cut is not None and response.status < 300 and call.repeatable:
                 raise TransportError(response.cut, maybe_delivered=True)
-            return _read(call, response, requests, secrets, maybe_delivered)
+            return _read(call, response, requests, secrets[:1], maybe_delivered)
         except TransportError as error:
             maybe_delivered = maybe_delivered or error.maybe_delivered
             failure: TransportError | ServerError = TransportError(
@@ -294,7 +293,7 @@ def exchange(
             failure, repeat = error, call.repeatable
         except RateLimited as error:
             # https://developers.brevo.com/docs/limit-headers: the only word on the wait is x-sib-ratelimit-reset.
-            if error.reset_in is None or error.reset_in > patience:
+            if patience <= 0 or error.reset_in is None or error.reset_in > patience:
                 raise
             # Whole seconds may have been rounded down, and everyone waits for the same moment.
             seconds = max(1.0, error.reset_in + random())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import gzip
 import inspect
@@ -195,7 +196,7 @@ def test_long_ids_work(connect, running):
 )
 def test_a_send_that_fails_is_sent_once(connect, sandbox, fault, kind, arrived):
     """Nothing is repeated, whatever the sandbox did with it; and the error says that it isn't known, or is."""
-    client = connect(api_key=sandbox.api_key, base_url=sandbox.base_url, timeout_seconds=0.5)
+    client = connect(api_key=sandbox.api_key, base_url=sandbox.base_url, timeout_seconds=0.3)
     sandbox.fault(**fault, times=1)
     with pytest.raises(kind) as caught:
         client.perform(SEND)
@@ -232,7 +233,7 @@ def test_what_is_merely_unusual_does_no_harm(client, sandbox, fault):
     ids=lambda fault: fault["kind"],
 )
 def test_what_may_be_done_twice_survives_a_fault(connect, sandbox, fault):
-    client = connect(api_key=sandbox.api_key, base_url=sandbox.base_url, timeout_seconds=0.5)
+    client = connect(api_key=sandbox.api_key, base_url=sandbox.base_url, timeout_seconds=0.3)
     message_id = client.perform(SEND).value.id
     for call in (
         calls.get_pushed_message(message_id),
@@ -363,10 +364,11 @@ def test_a_refused_connection_surely_delivered_nothing_and_is_tried_again(connec
     with socket.create_server(("127.0.0.1", 0)) as once:
         url = f"http://127.0.0.1:{once.getsockname()[1]}/v3"
     client = connect(api_key=KEY, base_url=url)
-    error = failed(client)
-    assert not error.maybe_delivered
-    assert "refused" in str(error).lower()
-    assert client.slept == [1.0, 2.0]
+    for call in (SEND, GET):
+        error = failed(client, call)
+        assert not error.maybe_delivered
+        assert "refused" in str(error).lower()
+    assert client.slept == [1.0, 2.0] * 2
 
 
 def test_a_host_without_address_surely_got_nothing(connect):
@@ -448,14 +450,16 @@ def silent(peer, sock):
     peer.over.wait(20)
 
 
-@pytest.mark.parametrize("behave", [None, nonsense, reset_in_the_handshake, silent], ids=lambda b: b and b.__name__)
+@pytest.mark.parametrize(
+    "behave", [None, nonsense, reset_in_the_handshake, silent], ids=lambda b: b and b.__name__
+)
 def test_a_failed_handshake_surely_delivered_nothing(connect, peer, tls, behave):
     """A certificate nobody vouches for, a server that speaks no TLS, hangs up, or says nothing."""
     server = peer(answering(), tls) if behave is None else peer(behave)
-    client = at(server, connect, base_url=f"https://127.0.0.1:{server.port}/v3", timeout_seconds=0.5)
-    error = failed(client)
-    assert not error.maybe_delivered
-    assert len(client.slept) == 2
+    client = at(server, connect, base_url=f"https://127.0.0.1:{server.port}/v3", timeout_seconds=0.3)
+    for call in (SEND, GET):
+        assert not failed(client, call).maybe_delivered
+    assert len(client.slept) == 4
     assert server.requests == []
 
 
@@ -534,11 +538,12 @@ def test_an_endless_answer_is_read_no_further_than_the_limit(connect, peer, chun
         client.perform(SEND)
 
 
-def drip(data: bytes):
+def drip(start: bytes):
     def behave(peer, sock):
         peer.read(sock)
-        for byte in data:
-            sock.sendall(bytes([byte]))
+        sock.sendall(start)
+        while True:
+            sock.sendall(b"y")
             if peer.over.wait(0.05):
                 return
 
@@ -549,13 +554,13 @@ def drip(data: bytes):
     ("behave", "kind"),
     [
         (waiting, TransportError),
-        (drip(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 1000), TransportError),
-        (drip(b"HTTP/1.1 200 OK\r\n\r\n" + b"y" * 1000), UnexpectedResponse),
+        (drip(b"HTTP/1.1 200 OK\r\nx: "), TransportError),
+        (drip(b"HTTP/1.1 200 OK\r\n\r\n"), UnexpectedResponse),
     ],
     ids=["no byte", "headers byte by byte", "body byte by byte"],
 )
 def test_the_time_limit_bounds_the_request_as_a_whole(connect, peer, behave, kind):
-    client = at(peer(behave), connect, timeout_seconds=0.4 if kind is TransportError else 1.6)
+    client = at(peer(behave), connect, timeout_seconds=0.3)
     began = time.monotonic()
     with pytest.raises(kind, match=r"no complete answer within [\d.]+ seconds"):
         client.perform(SEND)
@@ -753,8 +758,6 @@ def test_threads_with_a_client_each_do_not_disturb_each_other(sandbox):
 
 
 async def test_many_calls_share_few_connections(peer):
-    import asyncio
-
     server = peer(answering())
     async with AsyncConversationsClient(api_key=KEY, base_url=server.url, max_connections=4) as client:
         answers = await asyncio.gather(*(client.perform(SEND) for _ in range(40)))
@@ -763,8 +766,6 @@ async def test_many_calls_share_few_connections(peer):
 
 
 async def test_a_cancelled_call_is_cancelled_and_harms_no_other(peer):
-    import asyncio
-
     server = peer(waiting)
     async with AsyncConversationsClient(api_key=KEY, base_url=server.url) as client:
         task = asyncio.create_task(client.perform(SEND))
@@ -775,22 +776,6 @@ async def test_a_cancelled_call_is_cancelled_and_harms_no_other(peer):
             await task
         server.behave = answering()
         assert (await client.perform(SEND)).requests == 1
-
-
-async def test_waiting_for_a_free_connection_surely_delivers_nothing(peer):
-    import asyncio
-
-    server = peer(waiting)
-    async with AsyncConversationsClient(
-        api_key=KEY, base_url=server.url, timeout_seconds=0.5, max_connections=1
-    ) as client:
-        first = asyncio.create_task(client.perform(SEND))
-        while not server.requests:
-            await asyncio.sleep(0.005)
-        second = asyncio.create_task(client.perform(calls.send_pushed_message("other", "t")))
-        outcomes = await asyncio.gather(first, second, return_exceptions=True)
-    assert outcomes[0].maybe_delivered
-    assert server.requests[0].count(VISITOR.encode()) == 1
 
 
 async def test_a_client_may_be_made_outside_a_loop():

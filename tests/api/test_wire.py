@@ -277,10 +277,11 @@ def test_a_cut_answer_counts_by_its_status():
 
 
 def test_429_is_raised_at_once_unless_waiting_was_allowed():
-    error, effects = run(SEND, [too_many("45")])
-    assert type(error) is RateLimited
-    assert error.reset_in == 45
-    assert effects == ["POST"]
+    for reset in ("45", "0"):
+        error, effects = run(SEND, [too_many(reset)])
+        assert type(error) is RateLimited
+        assert error.reset_in == float(reset)
+        assert effects == ["POST"]
 
 
 def test_429_is_waited_for_as_long_as_allowed_and_the_call_repeated_whatever_it_is():
