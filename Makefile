@@ -14,10 +14,9 @@ setup: $(STAMP) ## make .venv with everything pinned by constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip --version >/dev/null
-	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --group dev -e '.[postgres,mysql]'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --group dev -e '.[postgres,mysql]'
 	@touch $@
 
 test: setup ## run the tests (ARGS=... goes to pytest)
@@ -35,7 +34,7 @@ format: setup ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix
 
 demo: setup ## a sandbox, a real Airflow and an announcement; until Ctrl-C, or to its end with ONCE=1
-	$(BIN)/python scripts/demo.py $(if $(ONCE),--once)
+	@$(BIN)/python scripts/demo.py $(if $(ONCE),--once)
 
 wheel: setup ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

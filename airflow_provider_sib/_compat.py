@@ -1,11 +1,12 @@
-"""The differences between the supported versions of Airflow, and nothing else."""
+"""The differences between the supported versions of Airflow, and between its processes, and nothing else."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, conf
+    from airflow.sdk import Connection, Context, conf
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 else:
     try:
@@ -15,7 +16,16 @@ else:
         from airflow.configuration import conf
         from airflow.exceptions import AirflowFailException, AirflowSkipException
 
-__all__ = ["AirflowFailException", "AirflowSkipException", "conf", "task_state_store"]
+__all__ = [
+    "AirflowFailException",
+    "AirflowSkipException",
+    "conf",
+    "get_connection",
+    "get_variable",
+    "runs_in_airflow",
+    "set_variable",
+    "task_state_store",
+]
 
 
 class TaskStateStore(Protocol):
@@ -29,3 +39,62 @@ class TaskStateStore(Protocol):
 def task_state_store(context: Context) -> TaskStateStore | None:
     """Give the running task's state store, or None on Airflow 3.1 and 3.2, which have none."""
     return context.get("task_state_store")
+
+
+def runs_in_airflow() -> bool:
+    """Tell whether this process is run by Airflow's supervisor: a task, a trigger, a DAG file's parsing.
+
+    Anywhere else (a command line, the API server) Airflow's SDK finds nothing that is stored in the database, and
+    says so as if it did not exist: there `airflow.models` is asked.
+    """
+    return hasattr(sys.modules.get("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS")
+
+
+def get_connection(conn_id: str) -> Connection:
+    """Get an Airflow connection, in whatever process this is.
+
+    :raises Exception: Airflow's own, when there is no such connection.
+    """
+    if runs_in_airflow():
+        from airflow.sdk import BaseHook
+
+        return BaseHook.get_connection(conn_id)
+    from airflow.models import Connection as StoredConnection
+
+    return StoredConnection.get_connection_from_secrets(conn_id)
+
+
+def get_variable(key: str) -> str | None:
+    """Get an Airflow Variable, in whatever process this is.
+
+    The SDK's own ``Variable.get`` takes a failing API server for a Variable that does not exist.
+
+    :return: its value, or None when there surely is none.
+    :raises RuntimeError: when that could not be learnt.
+    """
+    if not runs_in_airflow():
+        from airflow.models import Variable
+
+        return Variable.get(key, default_var=None)  # type: ignore[no-any-return]  # stored as text
+    from airflow.sdk.exceptions import ErrorType
+    from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable, VariableResult
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    answer = SUPERVISOR_COMMS.send(GetVariable(key=key))
+    if isinstance(answer, VariableResult):
+        return answer.value
+    if isinstance(answer, ErrorResponse) and answer.error == ErrorType.VARIABLE_NOT_FOUND:
+        return None
+    raise RuntimeError(f"Airflow did not tell the value of its Variable {key}: {answer}")
+
+
+def set_variable(key: str, value: str, description: str) -> None:
+    """Set an Airflow Variable, in whatever process this is."""
+    if runs_in_airflow():
+        from airflow.sdk import Variable
+
+        Variable.set(key, value, description=description)
+    else:
+        from airflow.models import Variable as StoredVariable
+
+        StoredVariable.set(key, value, description=description)

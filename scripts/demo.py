@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - a program to run, not a package to import from
 """Shows an announcement arriving: starts the sandbox and a real Airflow, and runs the DAG ``announce_release``.
 
 Everything it makes is below ``.demo/`` in the repository, made anew each time: Airflow's home, with its

@@ -11,7 +11,6 @@ import airflow.sdk
 import pytest
 from airflow.sdk import DAG, TaskInstanceState
 
-from airflow_provider_sib import operators
 from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
 from airflow_provider_sib.api.errors import NotFound, ServerError, TransportError, UnexpectedResponse
 from airflow_provider_sib.operators import (
@@ -22,6 +21,7 @@ from airflow_provider_sib.operators import (
     SendPushedMessageOperator,
     UpdateMessageOperator,
     UpdatePushedMessageOperator,
+    messages,
 )
 
 try:
@@ -200,7 +200,7 @@ class TestRefusals:
         with pytest.raises(TaskDeferred) as deferred:
             send()
         wait = (deferred.value.trigger.moment - datetime.now(UTC)).total_seconds()
-        assert 295 < wait <= operators.WAIT_WITHOUT_RESET_SECONDS
+        assert 295 < wait <= messages.WAIT_WITHOUT_RESET_SECONDS
 
     def test_after_the_reset_it_starts_again_with_the_moment_as_event(self, sib_sandbox):
         operator = SendPushedMessageOperator(task_id="send", visitor_id=VISITOR, text="Hello")

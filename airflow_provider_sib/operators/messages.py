@@ -1,4 +1,4 @@
-"""Operators of Brevo Conversations: one operation each, as a task.
+"""Operators for single messages: one operation of the API each, as a task.
 
 All of them template their texts and ids, can be mapped with ``.expand()``, return plain dicts whose keys are
 XComs of their own (``send.output["id"]``), and defer when Brevo's quota is used up: a refused call (429) was
