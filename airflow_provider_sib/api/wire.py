@@ -446,5 +446,7 @@ def _printable(text: str, secrets: tuple[str, ...]) -> str:
     # Secrets go first: cut in two or with a character taken out, they would not be found.
     for secret in secrets:
         text = text.replace(secret, "***")
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    line = " ".join(text.split())
     return line if len(line) <= _EXCERPT_CHARACTERS else line[:_EXCERPT_CHARACTERS] + "…"
