@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_sib.api.calls import Call
     from airflow_provider_sib.api.client import ConversationsClient
     from airflow_provider_sib.api.models import Message
+    from airflow_provider_sib.api.wire import Retries
 
 
 class VisitorNotAllowed(ConversationsError):
@@ -163,12 +164,16 @@ class ConnectionSettings:
                 "allowed_visitors, and this one is not among them. Add the visitor there, or empty the extra."
             )
 
-    def client(self, *, rate_limit_wait_seconds: float) -> ConversationsClient:
+    def client(
+        self, *, rate_limit_wait_seconds: float, retries: Retries | None = None
+    ) -> ConversationsClient:
         """Open a client on this connection.
 
         :param rate_limit_wait_seconds: how long a call may wait in place for a 429 to pass; 0 raises at once.
+        :param retries: another way than the client's own of repeating what may be repeated.
         """
         from airflow_provider_sib.api.client import ConversationsClient
+        from airflow_provider_sib.api.wire import Retries
 
         return ConversationsClient(
             api_key=self.api_key,
@@ -177,11 +182,22 @@ class ConnectionSettings:
             proxy=self.proxy,
             allow_insecure_http=self.allow_insecure_http,
             rate_limit_wait_seconds=rate_limit_wait_seconds,
+            retries=Retries() if retries is None else retries,
         )
 
-    def async_client(self, *, rate_limit_wait_seconds: float = 0.0) -> AsyncConversationsClient:
-        """Open an asynchronous client on this connection; parameters as of :meth:`client`."""
+    def async_client(
+        self,
+        *,
+        rate_limit_wait_seconds: float = 0.0,
+        retries: Retries | None = None,
+        max_connections: int = 100,
+    ) -> AsyncConversationsClient:
+        """Open an asynchronous client on this connection; parameters as of :meth:`client`.
+
+        :param max_connections: how many it opens to Brevo at most.
+        """
         from airflow_provider_sib.api.aio import AsyncConversationsClient
+        from airflow_provider_sib.api.wire import Retries
 
         return AsyncConversationsClient(
             api_key=self.api_key,
@@ -190,6 +206,8 @@ class ConnectionSettings:
             proxy=self.proxy,
             allow_insecure_http=self.allow_insecure_http,
             rate_limit_wait_seconds=rate_limit_wait_seconds,
+            retries=Retries() if retries is None else retries,
+            max_connections=max_connections,
         )
 
 

@@ -1,0 +1,27 @@
+"""Runs the provider's commands: ``python -m airflow_provider_sib COMMAND``; each module brings its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from airflow_provider_sib import check
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    :param arguments: the command line without the program's name; None for this process's own.
+    :return: the exit status.
+    """
+    parser = argparse.ArgumentParser(prog="python -m airflow_provider_sib", allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (check,):
+        module.add_command(commands)
+    options = parser.parse_args(arguments)
+    status: int = options.run(options)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
