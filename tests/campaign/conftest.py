@@ -152,6 +152,16 @@ def sql_house(
 
 
 @pytest.fixture(params=["postgresql", "mariadb"])
+def server_house(
+    request: pytest.FixtureRequest, tmp_path: Path, databases: dict[str, Database]
+) -> Iterator[House]:
+    """Each kind of ledger that lies on a server."""
+    made = _house(request.param, tmp_path, databases)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
 def empty_house(request: pytest.FixtureRequest) -> Iterator[House]:
     """A database server's ledger whose tables are not there yet."""
     database, engine, drop = make_database(request.param)
