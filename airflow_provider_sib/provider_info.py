@@ -135,6 +135,16 @@ def get_provider_info() -> dict[str, Any]:
                         "example": None,
                         "default": "60",
                     },
+                    "ledger_conn_id": {
+                        "description": (
+                            "Airflow connection (postgres or mysql) of the database that keeps the campaigns' ledger. "
+                            "Empty: a SQLite file in AIRFLOW_HOME, for an Airflow whose tasks run on one machine.\n"
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "campaigns_ledger",
+                        "default": "",
+                    },
                 },
             }
         },

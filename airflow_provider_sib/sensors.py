@@ -10,6 +10,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow_provider_sib._compat import AirflowFailException, conf
 from airflow_provider_sib.api.errors import NotFound, RateLimited
 from airflow_provider_sib.hooks import SibConversationsHook, failing_for_good
+from airflow_provider_sib.hooks.campaign import CampaignHook
 from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
@@ -112,3 +113,59 @@ class MessageSensor(BaseSensorOperator):
             method_name="execute",
             timeout=timedelta(seconds=self.timeout),
         )
+
+
+class CampaignSensor(BaseSensorOperator):
+    """Wait until a campaign has an outcome for its audience; it asks the ledger and makes no API call.
+
+    A campaign that is paused, or not there yet, is waited for; an aborted one fails the sensor.
+
+    :param campaign_id: the campaign (templated).
+    :param settled_share: share, above 0, of those who may be sent to that must have an outcome: sent, failed, in
+        doubt, skipped or withdrawn.
+    :param ledger_conn_id: Airflow connection of the ledger's database (templated); None: ``[sib] ledger_conn_id``,
+        else a file on this machine.
+    :param mode: gives the worker slot back between two looks, unless ``"poke"``.
+    :return: (XCom) the campaign's report as a dict.
+    :raises AirflowFailException: when the campaign is aborted.
+    """
+
+    template_fields: Sequence[str] = ("campaign_id", "ledger_conn_id")
+    ui_color = "#c4e8d3"
+
+    def __init__(
+        self,
+        *,
+        campaign_id: str,
+        settled_share: float = 1.0,
+        ledger_conn_id: str | None = None,
+        mode: str = "reschedule",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(mode=mode, **kwargs)
+        if not 0 < settled_share <= 1:
+            raise ValueError(f"settled_share must be above 0 and at most 1, not {settled_share!r}.")
+        self.campaign_id = campaign_id
+        self.settled_share = settled_share
+        self.ledger_conn_id = ledger_conn_id
+
+    def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - the signature is Airflow's
+        """Look once."""
+        from airflow_provider_sib.campaign.ledger import CampaignStatus, UnknownCampaign
+
+        with CampaignHook(self.ledger_conn_id) as hook:
+            try:
+                report = hook.report(self.campaign_id)
+            except UnknownCampaign as error:
+                self.log.info("%s Waiting for it.", error)
+                return PokeReturnValue(is_done=False)
+        if report.status == CampaignStatus.ABORTED:
+            raise AirflowFailException(f"Campaign {self.campaign_id!r} was aborted.")
+        self.log.info(
+            "Campaign %s is %s, %.1f %% settled.",
+            report.campaign_id,
+            report.status,
+            report.settled_share * 100,
+        )
+        done = report.enrolled_at_ms is not None and report.settled_share >= self.settled_share
+        return PokeReturnValue(is_done=done, xcom_value=report.as_dict())

@@ -7,6 +7,7 @@ and dicts only) and may run twice for a moment; so it never creates a message.
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from airflow_provider_sib.api.models import Message
+    from airflow_provider_sib.campaign.ledger import Ledger
 
 Kind = Literal["pushed", "agent"]
 Until = Literal["exists", "gone"] | dict[str, Any]
@@ -32,6 +34,12 @@ Until = Literal["exists", "gone"] | dict[str, Any]
 # Brevo: "2-3 minutes" online after a ping, "once a minute as long as the agent is supposed to be online"
 # (https://developers.brevo.com/reference/sets-agents-status-to-online-for-23-minutes).
 PING_INTERVAL_SECONDS = 60.0
+
+# How soon a pause, a resume or an abort is seen. A read of one row; and no deferral may end within seconds, since
+# Airflow's supervisor of the deferred task has not left yet.
+STATUS_INTERVAL_SECONDS = 10.0
+# How often a task looks after a paused campaign whose ledger the triggerer cannot read.
+BLIND_WAIT_SECONDS = 600.0
 
 
 def has_come(until: Until, message: Message | None) -> bool:
@@ -175,3 +183,86 @@ class AgentOnlineTrigger(BaseTrigger):
             yield TriggerEvent({"status": "error", "error": f"{type(error).__name__}: {error}"})
             return
         yield TriggerEvent({"status": "success", "pings": pings, "failed": failed})
+
+
+class CampaignTrigger(BaseTrigger):
+    """Wait for a moment, for a campaign to be resumed, or to be aborted: whichever comes first.
+
+    Yields ``{"woken_by": "moment" | "status"}``. It reads the campaign's status in the ledger, and sends nothing. A
+    ledger that cannot be read from here (a file on the workers' machine, a database that is down) ends only the
+    watching: then the moment counts, or for a paused campaign a look by the task itself now and then.
+
+    :param campaign_id: the campaign.
+    :param ledger_conn_id: Airflow connection of the ledger's database; None: the file in ``AIRFLOW_HOME``.
+    :param ledger_id: id of the ledger the task has; another one is not read.
+    :param until: seconds since 1970; None: until the campaign is resumed.
+    """
+
+    def __init__(
+        self, campaign_id: str, ledger_conn_id: str | None, ledger_id: str, until: float | None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in Airflow
+        self.campaign_id = campaign_id
+        self.ledger_conn_id = ledger_conn_id
+        self.ledger_id = ledger_id
+        self.until = until
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Give what makes this trigger anew elsewhere."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "campaign_id": self.campaign_id,
+                "ledger_conn_id": self.ledger_conn_id,
+                "ledger_id": self.ledger_id,
+                "until": self.until,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Watch until it is time."""
+        until = self.until
+        ledger = await self._ledger()
+        if until is None and ledger is None:
+            until = time.time() + BLIND_WAIT_SECONDS
+        try:
+            while True:
+                left = STATUS_INTERVAL_SECONDS if until is None else until - time.time()
+                await asyncio.sleep(max(0.0, min(STATUS_INTERVAL_SECONDS, left)))
+                if until is not None and time.time() >= until:
+                    yield TriggerEvent({"woken_by": "moment"})
+                    return
+                if ledger is not None and await self._woken_by_status(ledger):
+                    yield TriggerEvent({"woken_by": "status"})
+                    return
+        finally:
+            if ledger is not None:
+                await asyncio.to_thread(ledger.close)
+
+    async def _ledger(self) -> Ledger | None:
+        from airflow_provider_sib.hooks.campaign import LedgerPlace, open_to_watch
+
+        try:
+            place = LedgerPlace(self.ledger_conn_id)
+            url = await place.aurl()
+            return await asyncio.to_thread(open_to_watch, url, self.ledger_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, waiting for the moment still works
+            self.log.warning(
+                "Campaign %s is not watched for pause and abort: %s: %s",
+                self.campaign_id,
+                type(error).__name__,
+                error,
+            )
+            return None
+
+    async def _woken_by_status(self, ledger: Ledger) -> bool:
+        from airflow_provider_sib.campaign.ledger import CampaignStatus, LedgerError
+
+        try:
+            status = (await asyncio.to_thread(ledger.campaign, self.campaign_id)).status
+        except LedgerError as error:
+            self.log.warning("Campaign %s: %s", self.campaign_id, error)
+            return False
+        if status is CampaignStatus.PAUSED:
+            return False
+        return status is not CampaignStatus.RUNNING or self.until is None

@@ -1,0 +1,470 @@
+"""The door to the ledger: which database it is, whether it is the right one, and control of campaigns.
+
+A ledger that is not the one this Airflow has used before, or an older copy of it, has forgotten who was written
+to. So its id, and how far its claims had come, are pinned in an Airflow Variable by the first task that sends; a
+task that meets another ledger or an older copy refuses.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Self, cast
+
+from airflow.sdk import BaseHook
+
+from airflow_provider_sib import _compat
+from airflow_provider_sib._compat import AirflowFailException, conf
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from airflow.sdk import Connection
+    from sqlalchemy.engine import URL
+
+    from airflow_provider_sib.campaign import SqlAudience
+    from airflow_provider_sib.campaign.ledger import Campaign, Delivery, Identity, Ledger
+    from airflow_provider_sib.campaign.report import Report
+
+_DRIVERS = {
+    "postgres": "postgresql+psycopg2",
+    "postgresql": "postgresql+psycopg2",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mysql+pymysql",
+}
+# Of a connection's extras, those that the drivers know under the same name; the rest is for Airflow's own hooks.
+_DRIVER_OPTIONS = {
+    "postgresql+psycopg2": {
+        "sslmode", "sslcert", "sslkey", "sslrootcert", "sslpassword", "application_name", "options",
+        "keepalives", "keepalives_idle", "target_session_attrs", "gssencmode",
+    },
+    "mysql+pymysql": {"ssl_ca", "ssl_cert", "ssl_key", "ssl_check_hostname", "unix_socket"},
+}  # fmt: skip
+
+EXPORT_COLUMNS = ("visitor_id", "once_key", "state", "reason", "variant", "revision", "message_ids", "at")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerPlace:
+    """Where a ledger lies.
+
+    :param conn_id: the Airflow connection of its database; None: a SQLite file on this machine.
+    """
+
+    conn_id: str | None
+
+    @classmethod
+    def configured(cls, ledger_conn_id: str | None) -> Self:
+        """Choose the place: as given, else ``[sib] ledger_conn_id``, else the file."""
+        return cls(ledger_conn_id or conf.get("sib", "ledger_conn_id", fallback=None) or None)
+
+    @property
+    def pin_key(self) -> str:
+        """The Airflow Variable that says which ledger is the right one here."""
+        return f"airflow_provider_sib_ledger_{self.conn_id or 'file'}"
+
+    def url(self) -> URL:
+        """Give the database's address, with its password.
+
+        :raises AirflowFailException: when the connection is of a kind that holds no ledger.
+        """
+        return _file_url() if self.conn_id is None else _url(_compat.get_connection(self.conn_id))
+
+    async def aurl(self) -> URL:
+        """Give the same where waiting must not block: in a trigger."""
+        return _file_url() if self.conn_id is None else _url(await BaseHook.aget_connection(self.conn_id))
+
+
+def _file_url() -> URL:
+    from sqlalchemy.engine import URL
+
+    home = os.environ.get("AIRFLOW_HOME") or "~/airflow"
+    return URL.create("sqlite", database=str(Path(home).expanduser() / "sib_ledger.db"))
+
+
+def _url(connection: Connection) -> URL:
+    from sqlalchemy.engine import URL
+
+    if connection.conn_type == "sqlite":
+        return URL.create("sqlite", database=connection.host)
+    if (driver := _DRIVERS.get(connection.conn_type or "")) is None:
+        raise AirflowFailException(
+            f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, in which no ledger can be "
+            "kept: use one of type postgres or mysql."
+        )
+    options = {
+        name: str(value)
+        for name, value in connection.extra_dejson.items()
+        if name in _DRIVER_OPTIONS[driver] and value not in (None, "")
+    }
+    if driver == "mysql+pymysql":
+        options["charset"] = "utf8mb4"
+    return URL.create(
+        driver,
+        username=connection.login or None,
+        password=connection.password or None,
+        host=connection.host or None,
+        port=connection.port or None,
+        database=connection.schema or None,
+        query=options,
+    )
+
+
+def tasks_run_elsewhere() -> str | None:
+    """Say why tasks may run on another machine than this one, where a ledger in a local file is another one.
+
+    :return: the reason, or None when every executor is a LocalExecutor outside of Kubernetes.
+    """
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return "this task runs on Kubernetes, whose pods lose their files"
+    for entry in re.split(r"[,;]", conf.get("core", "executor")):
+        name = entry.rpartition("=")[2].rpartition(":")[2].rpartition(".")[2].strip()
+        if name != "LocalExecutor":
+            return f"[core] executor is {name}, whose tasks may run on any machine"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Which ledger is the right one, and how many rows it had claimed when it was last seen."""
+
+    ledger_id: str
+    claims: int
+
+    @classmethod
+    def read(cls, place: LedgerPlace) -> Self | None:
+        """Read the pin; None before the first use.
+
+        :raises AirflowFailException: when there is one that cannot be read.
+        """
+        if (value := _compat.get_variable(place.pin_key)) is None:
+            return None
+        try:
+            kept = json.loads(value)
+            return cls(ledger_id=str(kept["ledger_id"]), claims=int(kept["claims"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise AirflowFailException(
+                f"Airflow's Variable {place.pin_key!r}, which says which ledger is the right one, cannot be read "
+                f"({type(error).__name__}), so nothing is sent. If the ledger is the right one, run "
+                f"`python -m airflow_provider_sib ledger adopt{_option(place)}`."
+            ) from error
+
+    def write(self, place: LedgerPlace) -> None:
+        """Keep the pin, and see that it is kept."""
+        _compat.set_variable(
+            place.pin_key,
+            json.dumps({"ledger_id": self.ledger_id, "claims": self.claims}),
+            "The ledger of Brevo campaigns that tasks may send with. Kept by airflow-provider-sib.",
+        )
+
+    def check(self, identity: Identity, place: LedgerPlace) -> None:
+        """Refuse another ledger, and an older copy of this one.
+
+        :raises AirflowFailException: with the way out.
+        """
+        where = f"of connection {place.conn_id!r}" if place.conn_id else f"in {place.url().database}"
+        if identity.ledger_id != self.ledger_id:
+            trouble = (
+                f"The ledger {where} is not the one this Airflow has used before: it does not know who was "
+                "written to (a container that lost its files? another database?)."
+            )
+        elif identity.claims < self.claims:
+            trouble = (
+                f"The ledger {where} is an older copy: it has begun {identity.claims:,} messages, and had begun "
+                f"{self.claims:,} when it was last used. Who was written to since then is forgotten."
+            )
+        else:
+            return
+        raise AirflowFailException(
+            f"{trouble} Nothing is sent. Bring the right ledger back; or, if you accept that visitors may be "
+            f"written to twice, run `python -m airflow_provider_sib ledger adopt{_option(place)}`."
+        )
+
+
+def _option(place: LedgerPlace) -> str:
+    return f" --ledger-conn-id {place.conn_id}" if place.conn_id else ""
+
+
+def open_ledger(place: LedgerPlace, *, to_send: bool) -> Ledger:
+    """Open the ledger and see that it is the right one.
+
+    :param place: where it lies.
+    :param to_send: whether campaigns will be delivered with it: then the place must be one that all tasks share,
+        and the first use pins it. Looking at it pins nothing.
+    :raises AirflowFailException: when it is not the right one, or not safe to send with.
+    :raises LedgerUnavailable: when its database does not answer.
+    """
+    from airflow_provider_sib.campaign.ledger import LedgerUnsafe
+    from airflow_provider_sib.campaign.sql_ledger import SqlLedger
+
+    if to_send and place.conn_id is None and (reason := tasks_run_elsewhere()):
+        raise AirflowFailException(
+            f"A campaign needs a ledger that all tasks share, and the default one is a file on one machine: "
+            f"{reason}. Set [sib] ledger_conn_id (or the operator's ledger_conn_id) to an Airflow connection of "
+            "type postgres or mysql. Nothing was sent."
+        )
+    pin = Pin.read(place)
+    try:
+        ledger = SqlLedger(place.url())
+    except LedgerUnsafe as error:
+        raise AirflowFailException(str(error)) from error
+    try:
+        identity = ledger.identity()
+        if pin is not None:
+            pin.check(identity, place)
+        elif to_send:
+            Pin(identity.ledger_id, identity.claims).write(place)
+            if (kept := Pin.read(place)) is None:
+                raise RuntimeError(f"Airflow did not keep the Variable {place.pin_key!r}; nothing is sent.")
+            kept.check(identity, place)
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def open_to_watch(url: URL, ledger_id: str) -> Ledger:
+    """Open a ledger that another process has made, for reading; never make one.
+
+    :raises LookupError: when there is none, or another one.
+    """
+    from airflow_provider_sib.campaign.sql_ledger import SqlLedger
+
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        raise LookupError(f"there is no ledger at {url.database} on this machine")
+    ledger = SqlLedger(url)
+    if ledger.identity().ledger_id != ledger_id:
+        ledger.close()
+        raise LookupError("the ledger here is another one than the task's")
+    return ledger
+
+
+def open_path(path: str, conn_id: str | None) -> BinaryIO:
+    """Open a file of an audience: a path, or any URL of Airflow's object storage."""
+    from airflow.sdk import ObjectStoragePath
+
+    return cast("BinaryIO", ObjectStoragePath(path, conn_id=conn_id).open("rb"))
+
+
+def connect(audience: SqlAudience) -> Any:
+    """Open a DB-API connection for the query of an audience, by the hook of its Airflow connection.
+
+    :raises AirflowFailException: when that hook speaks no DB-API.
+    """
+    connection = BaseHook.get_connection(audience.conn_id)
+    params = dict(audience.hook_params or {})
+    if connection.conn_type == "google_cloud_platform":
+        # This type belongs to many hooks; BigQuery's is the one that speaks SQL.
+        from airflow.providers.google.cloud.hooks.bigquery import BigQueryHook
+
+        return BigQueryHook(gcp_conn_id=audience.conn_id, **{"use_legacy_sql": False} | params).get_conn()
+    opened = connection.get_hook(hook_params=params).get_conn()
+    if not hasattr(opened, "cursor"):
+        raise AirflowFailException(
+            f"Connection {audience.conn_id!r} is of type {connection.conn_type!r}, which answers no SQL queries."
+        )
+    return opened
+
+
+def pin_progress(ledger: Ledger, place: LedgerPlace) -> None:
+    """Keep in the pin how far the ledger's claims have come, so that an older copy shows."""
+    identity = ledger.identity()
+    kept = Pin.read(place)
+    if kept is None or kept.claims < identity.claims:
+        Pin(identity.ledger_id, identity.claims).write(place)
+
+
+class CampaignHook(BaseHook):
+    """Look at campaigns and control them; the command line and Airflow's page stand on it.
+
+    Every change takes effect at once, also on a campaign that is being delivered on another machine: what is in
+    flight goes on, nothing more is begun. Close it, or use it as a context manager.
+
+    :param ledger_conn_id: Airflow connection of the ledger's database (postgres or mysql); None is
+        ``[sib] ledger_conn_id``, else the file ``sib_ledger.db`` in ``AIRFLOW_HOME``.
+    """
+
+    def __init__(self, ledger_conn_id: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.place = LedgerPlace.configured(ledger_conn_id)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger, opened at first use."""
+        return open_ledger(self.place, to_send=False)
+
+    def close(self) -> None:
+        """Close the ledger; the next call opens it again."""
+        if "ledger" in self.__dict__:
+            self.__dict__.pop("ledger").close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def list(self) -> list[Campaign]:
+        """List the ledger's campaigns, the newest first."""
+        return self.ledger.campaigns()
+
+    def report(self, campaign_id: str) -> Report:
+        """Tell how a campaign stands: counts, reasons, rates, time left.
+
+        :raises UnknownCampaign: when the ledger has none of this id.
+        """
+        from airflow_provider_sib.campaign.report import report
+
+        return report(self.ledger, campaign_id)
+
+    def pause(self, campaign_id: str) -> Campaign:
+        """Stop beginning messages until :meth:`resume`; a task that delivers it waits, deferred.
+
+        :raises UnknownCampaign: when the ledger has none of this id.
+        :raises ValueError: when it cannot be paused: it is finished or aborted.
+        """
+        return self._set_status(campaign_id, "paused")
+
+    def resume(self, campaign_id: str) -> Campaign:
+        """Go on with a paused or aborted campaign; its task, or the next run of its DAG, delivers.
+
+        :raises UnknownCampaign: when the ledger has none of this id.
+        """
+        return self._set_status(campaign_id, "running")
+
+    def abort(self, campaign_id: str) -> Campaign:
+        """Begin no message any more; the task that delivers it fails. What was sent stays: see withdrawing.
+
+        :raises UnknownCampaign: when the ledger has none of this id.
+        """
+        return self._set_status(campaign_id, "aborted")
+
+    def _set_status(self, campaign_id: str, status: str) -> Campaign:
+        from airflow_provider_sib.campaign.ledger import CampaignStatus, Refusal
+
+        changed = self.ledger.set_status(campaign_id, CampaignStatus(status))
+        if isinstance(changed, Refusal):
+            raise ValueError(f"Campaign {campaign_id!r} is {changed.kept} and cannot be set to {status}.")
+        self.log.info("Campaign %s is %s.", campaign_id, changed.status)
+        return changed
+
+    def retry(self, campaign_id: str, *, reasons: Collection[str] | None = None) -> int:
+        """Set failed deliveries to pending again; a finished campaign then runs at its DAG's next run.
+
+        :param reasons: only those that failed for one of these, as the report names them; None: all.
+        :return: how many.
+        """
+        from airflow_provider_sib.campaign.ledger import State
+
+        return self.ledger.retry(campaign_id, State.FAILED, reasons=reasons)
+
+    def settle(self, campaign_id: str, once_key: str, *, sent: bool, message_id: str | None = None) -> None:
+        """Decide a doubt after looking into the visitor's chat in Brevo.
+
+        :param once_key: of the delivery: the visitor's id, unless ``once_per`` says otherwise.
+        :param sent: True: the message is there; False: it is not, and is sent again.
+        :param message_id: the message's id, if known; without it it cannot be edited or withdrawn.
+        :raises ValueError: when there is no such delivery in doubt.
+        """
+        from airflow_provider_sib.campaign.ledger import State
+
+        state = State.SENT if sent else State.PENDING
+        if not self.ledger.settle(campaign_id, once_key, state, message_id=message_id):
+            raise ValueError(f"Campaign {campaign_id!r} has no delivery in doubt under this once key.")
+
+    def deliveries(
+        self,
+        campaign_id: str,
+        *,
+        states: Collection[str] | None = None,
+        reasons: Collection[str] | None = None,
+    ) -> Iterator[Delivery]:
+        """Iterate over a campaign's deliveries in constant memory.
+
+        :param states: ``pending``, ``sending``, ``sent``, ``failed``, ``in_doubt``, ``skipped``, ``withdrawn``;
+            None: all.
+        :param reasons: only these, as the report names them; None: all.
+        """
+        from airflow_provider_sib.campaign.ledger import State
+
+        chosen = None if states is None else [State[state.upper()] for state in states]
+        return self.ledger.deliveries(campaign_id, states=chosen, reasons=reasons)
+
+    def export(self, campaign_id: str, file: IO[str], *, states: Collection[str] | None = None) -> int:
+        """Write a campaign's deliveries as CSV.
+
+        :param file: a text file opened with ``newline=""``.
+        :param states: as of :meth:`deliveries`.
+        :return: how many rows.
+        """
+        writer = csv.writer(file)
+        writer.writerow(EXPORT_COLUMNS)
+        count = 0
+        for delivery in self.deliveries(campaign_id, states=states):
+            writer.writerow(
+                (
+                    delivery.visitor_id,
+                    delivery.key,
+                    delivery.state.name.lower(),
+                    delivery.reason,
+                    delivery.variant,
+                    delivery.revision or None,
+                    " ".join(delivery.message_ids),
+                    datetime.fromtimestamp(delivery.at_ms / 1000, UTC).isoformat(timespec="milliseconds"),
+                )
+            )
+            count += 1
+        return count
+
+    def suppress(self, visitor_ids: Iterable[str], reason: str = "asked") -> int:
+        """Never send to these visitors, in no campaign of this ledger.
+
+        :return: how many are new on the list.
+        """
+        return self.ledger.suppress(visitor_ids, reason)
+
+    def unsuppress(self, visitor_ids: Iterable[str]) -> int:
+        """Take visitors off the list, forgotten ones too; return how many were on it."""
+        return self.ledger.unsuppress(visitor_ids)
+
+    def forget_visitor(self, visitor_id: str) -> int:
+        """Erase a visitor's id and variables in all campaigns.
+
+        A keyed hash stays, so that they are not written to again. Brevo's message ids stay, so that withdrawing
+        still works.
+
+        :return: deliveries changed.
+        """
+        return self.ledger.forget_visitor(visitor_id)
+
+    def purge(self, campaign_id: str) -> None:
+        """Delete a campaign that is finished or aborted, whole. A new one of its id writes to everybody again.
+
+        :raises ValueError: when it is running or paused.
+        """
+        if refusal := self.ledger.purge(campaign_id):
+            raise ValueError(f"Campaign {campaign_id!r} is {refusal.kept}: abort it before you purge it.")
+
+    def adopt(self) -> Pin:
+        """Make this ledger the right one, whatever was pinned before.
+
+        After that, tasks send with it: whoever it does not know to be reached is written to, again perhaps.
+
+        :return: what is pinned now.
+        """
+        from airflow_provider_sib.campaign.sql_ledger import SqlLedger
+
+        ledger = SqlLedger(self.place.url())
+        try:
+            identity = ledger.identity()
+        finally:
+            ledger.close()
+        pin = Pin(identity.ledger_id, identity.claims)
+        pin.write(self.place)
+        return pin

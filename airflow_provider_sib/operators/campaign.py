@@ -1,0 +1,788 @@
+"""Operators for campaigns: an announcement to many, to each at most once, at the pace the quota allows.
+
+A task delivers while the quota lasts and is deferred while it does not. Whatever ends it (a retry, a clear, a kill,
+another DAG run), the next one goes on where it was, by the ledger. What must survive a deferral is there, and not in
+the deferral's own arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn
+from urllib.parse import quote
+
+from airflow.sdk import Asset, AssetAlias, BaseOperator
+
+from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
+from airflow_provider_sib.hooks import SibConversationsHook, defer_after_seconds
+from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import jinja2
+    from airflow.sdk import Context
+
+    from airflow_provider_sib.campaign import FrequencyCap, SendWindow, Variant
+    from airflow_provider_sib.campaign.announcement import Announcement, Enroller
+    from airflow_provider_sib.campaign.audience import BadRow, Row
+    from airflow_provider_sib.campaign.engine import (
+        Done,
+        Engine,
+        Rules,
+        SendEngine,
+        Stopped,
+        UpdateEngine,
+        Wait,
+        WithdrawEngine,
+    )
+    from airflow_provider_sib.campaign.ledger import Json, Ledger
+    from airflow_provider_sib.campaign.report import Report
+    from airflow_provider_sib.delivery import Courier
+    from airflow_provider_sib.hooks.campaign import LedgerPlace
+    from airflow_provider_sib.hooks.connection import ConnectionSettings
+
+CAMPAIGNS = "sib-campaigns"
+"""Asset alias under which a campaign's task adds an asset of the campaign's own when it is through."""
+
+NAMED_BAD_ROWS = 20
+"""Unusable rows of an audience that a rehearsal names in the log."""
+
+
+class _CampaignOperator(BaseOperator):
+    """What the operators of campaigns share: values of which Airflow renders copies, the ledger, the deferral.
+
+    A crash is survived by retrying, so they come with retries of their own.
+    """
+
+    template_ext: Sequence[str] = (".md.j2", ".txt.j2")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"text": "md"}
+    ui_color = "#c4e8d3"
+
+    def __init__(
+        self,
+        *,
+        campaign_id: str,
+        sib_conn_id: str = DEFAULT_CONN_ID,
+        ledger_conn_id: str | None = None,
+        deferrable: bool = True,
+        retries: int = 3,
+        retry_delay: timedelta | float = timedelta(seconds=30),
+        multiple_outputs: bool = True,
+        outlets: Sequence[Any] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            retries=retries,
+            retry_delay=retry_delay,
+            multiple_outputs=multiple_outputs,
+            outlets=[*outlets, AssetAlias(CAMPAIGNS)],
+            **kwargs,
+        )
+        self.campaign_id = campaign_id
+        self.sib_conn_id = sib_conn_id
+        self.ledger_conn_id = ledger_conn_id
+        self.deferrable = deferrable
+        self._courier: Courier | None = None
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render strings as Airflow does, copies of our values, and never the rows of an audience.
+
+        Airflow's own leaves strings inside an object as they are; and rows it would take for templates, and keep
+        in clear with the rendered fields.
+        """
+        if hasattr(content, "rendered"):  # one of our values
+            return content.rendered(
+                lambda text: super(_CampaignOperator, self).render_template(text, context, jinja_env)
+            )
+        rendered = super().render_template(content, context, jinja_env, seen_oids)
+        return rendered if rendered is content else _wrapped(rendered)
+
+    def on_kill(self) -> None:
+        """Begin nothing more, finish or give back what is in flight, within the seconds Airflow leaves."""
+        if self._courier is not None:
+            self._courier.stop()
+
+    @contextmanager
+    def _opened(self) -> Iterator[_Opened]:
+        """Open the connection and the right ledger; at the end keep how far it has come, whatever happened."""
+        from airflow_provider_sib.campaign.audience import AudienceError
+        from airflow_provider_sib.campaign.engine import CampaignRefused, TooManyBadRows
+        from airflow_provider_sib.campaign.ledger import UnknownCampaign
+        from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger, pin_progress
+
+        place = LedgerPlace.configured(self.ledger_conn_id)
+        ledger = open_ledger(place, to_send=True)
+        try:
+            yield _Opened(ledger, place, SibConversationsHook(self.sib_conn_id).settings)
+        except (
+            AudienceError,
+            CampaignRefused,
+            TooManyBadRows,
+            UnknownCampaign,
+            TypeError,
+            ValueError,
+        ) as error:
+            # The author has to choose; a retry cannot help.
+            raise AirflowFailException(str(error)) from error
+        finally:
+            try:
+                pin_progress(ledger, place)
+            finally:
+                ledger.close()
+
+    def _rules(self, settings: ConnectionSettings, *, reserve: Any, **rules: Any) -> Rules:
+        from airflow_provider_sib.campaign.engine import Rules
+        from airflow_provider_sib.campaign.pacing import Rate
+
+        kept_back = settings.reserve_calls if reserve is None else _whole("reserve", reserve, least=0)
+        return Rules(
+            account=settings.conn_id,
+            rate=Rate(reserve=kept_back, requests_per_hour=settings.requests_per_hour),
+            timeout_seconds=settings.timeout_seconds,
+            allowed_visitors=settings.allowed_visitors,
+            **rules,
+        )
+
+    def _drive(self, opened: _Opened, engine: Engine, *, max_in_flight: int) -> Done | Stopped:
+        """Let the engine work; defer when it has to wait for long.
+
+        :raises AirflowFailException: when the campaign was aborted, the connection is refused, or too much failed.
+        """
+        from airflow_provider_sib.api.wire import Retries
+        from airflow_provider_sib.campaign.engine import Stopped, Wait
+        from airflow_provider_sib.delivery import Courier
+
+        self._courier = Courier(
+            engine,
+            lambda: opened.settings.async_client(
+                retries=Retries(attempts=1), max_connections=max(1, max_in_flight)
+            ),
+            max_in_flight=max_in_flight,
+            defer_after_seconds=defer_after_seconds() if self.deferrable else None,
+            progress=self._tell,
+        )
+        end = self._courier.run()
+        if isinstance(end, Wait):
+            self._defer(opened, end)
+        if isinstance(end, Stopped):
+            self._fail(opened, end)
+        return end
+
+    def _finish(self, context: Context, told: Report, **more: Any) -> dict[str, Any]:
+        """Give the task's result, and add the campaign's asset with it."""
+        result = {
+            "campaign_id": self.campaign_id,
+            "ledger_id": told.ledger_id,
+            "status": told.status,
+            "revision": told.revision,
+            "totals": {
+                name: getattr(told, name)
+                for name in (
+                    "total",
+                    "pending",
+                    "sending",
+                    "sent",
+                    "failed",
+                    "in_doubt",
+                    "skipped",
+                    "withdrawn",
+                )
+            },
+            "failed_by": told.failed_by,
+            "in_doubt_by": told.in_doubt_by,
+            "skipped_by": told.skipped_by,
+            **more,
+        }
+        events = context.get("outlet_events")
+        if events is not None:
+            asset = Asset(
+                name=f"sib-campaign-{self.campaign_id}",
+                uri=f"sib-campaign://{quote(self.campaign_id, safe='')}",
+            )
+            events[AssetAlias(CAMPAIGNS)].add(asset, extra={"status": told.status, **result["totals"]})
+        return result
+
+    def _tell(self, tally: Mapping[str, Any], waiting: Wait | None) -> None:
+        facts = ", ".join(f"{name} {value}" for name, value in tally.items() if value not in (None, {}))
+        pause = f"; waiting for {waiting.reason}" if waiting else ""
+        self.log.info("Campaign %s: %s%s.", self.campaign_id, facts, pause)
+
+    def _defer(self, opened: _Opened, wait: Wait) -> NoReturn:
+        from airflow_provider_sib.triggers import CampaignTrigger
+
+        until = None if wait.until_ms is None else wait.until_ms / 1000
+        moment = (
+            "it is resumed" if until is None else datetime.fromtimestamp(until, UTC).isoformat("T", "seconds")
+        )
+        self.log.info("Campaign %s waits for %s: deferring until %s.", self.campaign_id, wait.reason, moment)
+        self.defer(
+            trigger=CampaignTrigger(
+                campaign_id=self.campaign_id,
+                ledger_conn_id=opened.place.conn_id,
+                ledger_id=opened.ledger.identity().ledger_id,
+                until=until,
+            ),
+            method_name="execute",
+        )
+
+    def _fail(self, opened: _Opened, stopped: Stopped) -> NoReturn:
+        name = self.campaign_id
+        match stopped.reason:
+            case "aborted":
+                raise AirflowFailException(
+                    f"Campaign {name!r} was aborted. To go on, resume it (`python -m airflow_provider_sib campaigns "
+                    f"resume {name}`) and clear this task."
+                )
+            case "unauthorized":
+                raise AirflowFailException(
+                    f"Campaign {name!r} stopped, since Brevo refuses the connection {opened.settings.conn_id!r}; "
+                    f"nobody is lost. Mend the connection and clear this task. {stopped.error}"
+                ) from stopped.error
+            case "max_failure_share":
+                raise AirflowFailException(
+                    f"Campaign {name!r} stopped, since too many messages failed or are in doubt. See `python -m "
+                    f"airflow_provider_sib campaigns show {name}` for the reasons; clear this task to go on."
+                )
+            case reason:
+                raise RuntimeError(f"Campaign {name!r} was {reason}; the next try goes on with it.")
+
+
+class _Opened(NamedTuple):
+    """What a campaign's task works with."""
+
+    ledger: Ledger
+    place: LedgerPlace
+    settings: ConnectionSettings
+
+
+class SendCampaignOperator(_CampaignOperator):
+    """Announce something to the visitors of an audience, to each at most once.
+
+    A campaign is its id: retrying, clearing or running the DAG again goes on with it and never repeats. The task
+    holds a worker while it sends, and is deferred while the quota is used up, the visitors' windows are shut, or
+    the campaign is paused. It is green when everybody due has an outcome and not too many failed; doubts (a message
+    whose fate nobody knows) are not sent again, and warned of. The order of sending is the rank: a keyed hash of
+    campaign and once key, the same on every run.
+
+    :param campaign_id: the campaign's name, chosen by you (templated); up to 255 characters.
+    :param audience: who (templated): an audience; a path or URL ending in ``.csv``, ``.jsonl``, ``.ndjson``; rows,
+        also as another task's output.
+    :param text: what (templated; also a file ``.md.j2`` or ``.txt.j2``): a text, or ``{locale: text}``. What differs
+        per visitor is in double square brackets: ``[[ visitor.first_name | default('there') ]]``.
+    :param variants: instead of ``text``: ``{name: text | {locale: text} | Variant(text, weight)}`` (templated).
+    :param default_locale: for visitors whose locale has no text; ``fr-CA`` falls back to ``fr`` first.
+    :param agent_id: who writes (templated); a row's own column ``agent_id`` or ``group_id`` wins.
+    :param group_id: a group of which a random agent writes (templated).
+    :param enrol: ``"once"``: the audience is a snapshot, taken at the first run; ``"each_run"``: newcomers join at
+        every run.
+    :param once_per: the column, or columns, that "once" counts by.
+    :param fraction: share of the audience that may be sent to, above 0 (templated). ``0.05`` and later ``1.0`` is a
+        canary: the first are among the others. For a snapshot exact; for ``"each_run"`` by each one's rank.
+    :param holdout: share that is never sent to, for comparison, from 0 up to 1 (templated).
+    :param send_window: when, on the visitor's own clock.
+    :param frequency_cap: how often at most, over the campaigns of a group.
+    :param not_after: the moment after which nothing is sent: aware datetime, ISO 8601 with offset (templated), or a
+        timedelta from the run's own date.
+    :param suppress: an audience of visitors to leave out, read again at each resume (templated).
+    :param send_in_backfill: whether a backfill's runs send; else they skip the task.
+    :param retry_failed: whether deliveries that failed in earlier runs are tried again.
+    :param on_doubt: ``"hold"``; or ``"resend"``: doubts are sent again, and may arrive twice.
+    :param max_bad_rows: rows of the audience that may be unusable; beyond it nothing is sent.
+    :param max_failure_share: share of this run's messages that may fail or be in doubt before it stops.
+    :param reserve: calls of each hour left to others (templated); None: the connection's ``reserve_calls``.
+    :param max_in_flight: requests at once (templated); a kill puts at most so many in doubt.
+    :param dry_run: enrol nobody and send nothing: read and render everything, and log what would happen (templated).
+    :param sib_conn_id: the connection (templated).
+    :param ledger_conn_id: Airflow connection of the ledger's database (templated); None: ``[sib] ledger_conn_id``,
+        else a file on this machine.
+    :param deferrable: False waits in the worker.
+    :return: (XCom) a dict of this run's counts, the campaign's totals, failures by code, skips by reason, calls,
+        seconds, quota left, and the ledger's id.
+    :raises AirflowSkipException: in a backfill.
+    :raises AirflowFailException: when the author has to choose or mend something; the message says what.
+    """
+
+    template_fields: Sequence[str] = (
+        "campaign_id",
+        "audience",
+        "text",
+        "variants",
+        "agent_id",
+        "group_id",
+        "fraction",
+        "holdout",
+        "not_after",
+        "suppress",
+        "reserve",
+        "max_in_flight",
+        "dry_run",
+        "sib_conn_id",
+        "ledger_conn_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        campaign_id: str,
+        audience: Any,
+        text: str | Mapping[str, str] | None = None,
+        variants: Mapping[str, str | Mapping[str, str] | Variant] | None = None,
+        default_locale: str = "en",
+        agent_id: str | None = None,
+        group_id: str | None = None,
+        enrol: Literal["once", "each_run"] = "once",
+        once_per: str | Sequence[str] = "visitor_id",
+        fraction: float | str = 1.0,
+        holdout: float | str = 0.0,
+        send_window: SendWindow | None = None,
+        frequency_cap: FrequencyCap | None = None,
+        not_after: datetime | timedelta | str | None = None,
+        suppress: Any = None,
+        send_in_backfill: bool = False,
+        retry_failed: bool = False,
+        on_doubt: Literal["hold", "resend"] = "hold",
+        max_bad_rows: int = 0,
+        max_failure_share: float = 0.2,
+        reserve: int | str | None = None,
+        max_in_flight: int | str = 8,
+        dry_run: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(campaign_id=campaign_id, **kwargs)
+        self.audience = _wrapped(audience)
+        self.text = text
+        self.variants = variants
+        self.default_locale = default_locale
+        self.agent_id = agent_id
+        self.group_id = group_id
+        self.enrol = _one_of("enrol", enrol, "once", "each_run")
+        self.once_per = once_per
+        self.fraction = fraction
+        self.holdout = holdout
+        self.send_window = send_window
+        self.frequency_cap = frequency_cap
+        self.not_after = not_after
+        self.suppress = _wrapped(suppress)
+        self.send_in_backfill = _boolean("send_in_backfill", send_in_backfill)
+        self.retry_failed = _boolean("retry_failed", retry_failed)
+        self.on_doubt = _one_of("on_doubt", on_doubt, "hold", "resend")
+        self.max_bad_rows = int(_number("max_bad_rows", max_bad_rows, least=0))
+        self.max_failure_share = _number("max_failure_share", max_failure_share, least=0, most=1)
+        self.reserve = reserve
+        self.max_in_flight = max_in_flight
+        # BaseOperator.dry_run() only renders the templates; a rehearsal does more, under the name people know.
+        self.dry_run = dry_run  # type: ignore[method-assign,assignment]  # as said above
+
+    def execute(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """Deliver; after a deferral go on."""
+        resumed = event is not None
+        if _is_backfill(context) and not self.send_in_backfill:
+            raise AirflowSkipException("A backfill sends nothing; send_in_backfill=True would.")
+        with self._opened() as opened:
+            if _boolean("dry_run", self.dry_run):
+                return self._rehearse(opened)
+            engine = self._begin(opened, context, resumed=resumed)
+            self._drive(opened, engine, max_in_flight=self._in_flight())
+            return self._result(opened, engine, context)
+
+    def _announcement(self) -> Announcement:
+        from airflow_provider_sib.campaign.announcement import Announcement
+
+        return Announcement(self.text, self.variants, default_locale=self.default_locale)
+
+    def _begin(self, opened: _Opened, context: Context, *, resumed: bool) -> SendEngine:
+        """Open the campaign, take its audience in, and make its engine by the rules as they are now."""
+        from airflow_provider_sib.campaign.audience import Row
+        from airflow_provider_sib.campaign.engine import SendEngine, enrol, open_campaign
+
+        ledger, _, settings = opened
+        announcement = self._announcement()
+        enroller = self._enroller(announcement)
+        open_campaign(
+            ledger,
+            self.campaign_id,
+            binding={
+                "host": settings.base_url,
+                "connection": settings.conn_id,
+                "once_per": json.dumps(enroller.once_per),
+            },
+            # A template may render to another text at each resume: it goes on with the ledger's.
+            announcement=None if resumed else announcement,
+            each_run=self.enrol == "each_run",
+            settings={"dag_id": self.dag_id, "task_id": self.task_id} | self._shown_rules(),
+        )
+        if not resumed:
+            enrolled = enrol(
+                ledger,
+                self.campaign_id,
+                self._read(self.audience, ledger),
+                enroller,
+                max_bad_rows=self.max_bad_rows,
+            )
+            self.log.info(
+                "Campaign %s: %d enrolled now, %d in all; %d duplicates and %d unusable rows left out.",
+                self.campaign_id,
+                enrolled.joined,
+                enrolled.total,
+                enrolled.duplicates,
+                enrolled.bad_rows,
+            )
+        if self.suppress is not None:
+            rows = self._read(self.suppress, ledger)
+            ledger.exclude(self.campaign_id, (row.visitor_id for row in rows if isinstance(row, Row)))
+        engine = SendEngine(
+            ledger,
+            self.campaign_id,
+            self._rules(
+                settings,
+                reserve=self.reserve,
+                max_in_flight=self._in_flight(),
+                send_window=self.send_window,
+                frequency_cap=self.frequency_cap,
+                not_after_ms=_moment_ms("not_after", self.not_after, context),
+                agent_id=self.agent_id or (None if self.group_id else settings.agent_id),
+                group_id=self.group_id or (None if self.agent_id else settings.group_id),
+                max_failure_share=self.max_failure_share,
+                resend_doubts=self.on_doubt == "resend",
+            ),
+        )
+        engine.begin(
+            resumed=resumed,
+            fraction=_number("fraction", self.fraction, above=0, most=1),
+            retry_failed=self.retry_failed,
+        )
+        return engine
+
+    def _enroller(self, announcement: Announcement) -> Enroller:
+        from airflow_provider_sib.campaign.announcement import Enroller
+
+        holdout = _number("holdout", self.holdout, least=0)
+        return Enroller(self.campaign_id, announcement, once_per=self.once_per, holdout=holdout)
+
+    def _in_flight(self) -> int:
+        return _whole("max_in_flight", self.max_in_flight, least=1, most=1000)
+
+    def _read(self, audience: Any, ledger: Ledger) -> Iterator[Row | BadRow]:
+        from airflow_provider_sib.campaign import audience_of
+        from airflow_provider_sib.campaign.audience import read
+        from airflow_provider_sib.hooks.campaign import connect, open_path
+
+        return read(audience_of(audience), open_path=open_path, connect=connect, ledger=ledger)
+
+    def _shown_rules(self) -> dict[str, Json]:
+        """Give the rules as those who look at the campaign from outside are shown them."""
+        window, cap = self.send_window, self.frequency_cap
+        return {
+            "audience": repr(self.audience),
+            "fraction": str(self.fraction),
+            "holdout": str(self.holdout),
+            "send_window": None if window is None else window.as_dict(),
+            "frequency_cap": None if cap is None else cap.as_dict(),
+            "not_after": None if self.not_after is None else str(self.not_after),
+            "on_doubt": self.on_doubt,
+        }
+
+    def _rehearse(self, opened: _Opened) -> dict[str, Any]:
+        """Read and render everything, and change nothing."""
+        from airflow_provider_sib.campaign.announcement import RecipientError
+        from airflow_provider_sib.campaign.audience import BadRow
+        from airflow_provider_sib.campaign.report import hours_table
+
+        enroller = self._enroller(self._announcement())
+        usable, held_out, bad = 0, 0, 0
+        for row in self._read(self.audience, opened.ledger):
+            try:
+                if isinstance(row, BadRow):
+                    raise RecipientError(row.reason)
+                enrolment = enroller.enrolment(row)
+            except RecipientError as error:
+                bad += 1
+                if bad <= NAMED_BAD_ROWS:
+                    self.log.warning("Line %d %s", row.line, error)
+                continue
+            usable += 1
+            held_out += enrolment.skip is not None
+        hours = hours_table(usable - held_out, reserve=opened.settings.reserve_calls)
+        self.log.info(
+            "A rehearsal of campaign %s; nothing was sent. %d rows: %d usable, %d of them held out, %d unusable. "
+            "It would take %s.",
+            self.campaign_id,
+            usable + bad,
+            usable,
+            held_out,
+            bad,
+            ", ".join(f"{needed:g} hours at {limit} calls an hour" for limit, needed in hours),
+        )
+        return {
+            "campaign_id": self.campaign_id,
+            "dry_run": True,
+            "usable": usable,
+            "held_out": held_out,
+            "bad_rows": bad,
+        }
+
+    def _result(self, opened: _Opened, engine: SendEngine, context: Context) -> dict[str, Any]:
+        from airflow_provider_sib.campaign.report import report
+
+        told = report(opened.ledger, self.campaign_id)
+        if told.in_doubt:
+            self.log.warning(
+                "Campaign %s: %d messages are in doubt: nobody knows whether they were delivered, and they are not "
+                "sent again. `python -m airflow_provider_sib campaigns deliveries %s --state in_doubt` names them.",
+                self.campaign_id,
+                told.in_doubt,
+                self.campaign_id,
+            )
+        tally = engine.tally()
+        return self._finish(
+            context,
+            told,
+            run=engine.result(),
+            quota_limit=tally["quota_limit"],
+            quota_left=tally["quota_left"],
+        )
+
+
+class _EditOperator(_CampaignOperator):
+    """Change what a campaign has sent: resumable, and safe beside a running send."""
+
+    def __init__(
+        self, *, reserve: int | str | None = None, max_in_flight: int | str = 8, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.reserve = reserve
+        self.max_in_flight = max_in_flight
+
+    def _edit(
+        self, opened: _Opened, engine: UpdateEngine | WithdrawEngine, context: Context
+    ) -> dict[str, Any]:
+        from airflow_provider_sib.campaign.report import report
+
+        price = engine.price()
+        self.log.info(
+            "Campaign %s: %d calls, about %g hours at the account's quota; %d messages need none.",
+            self.campaign_id,
+            price.calls,
+            price.hours,
+            price.untouched,
+        )
+        self._drive(opened, engine, max_in_flight=self._in_flight())
+        told = report(opened.ledger, self.campaign_id)
+        if told.in_doubt:
+            self.log.warning(
+                "Campaign %s: %d messages in doubt could not be changed, their ids being unknown. `python -m "
+                "airflow_provider_sib campaigns deliveries %s --state in_doubt` names them.",
+                self.campaign_id,
+                told.in_doubt,
+                self.campaign_id,
+            )
+        return self._finish(context, told, run=engine.tally())
+
+    def _in_flight(self) -> int:
+        return _whole("max_in_flight", self.max_in_flight, least=1, most=1000)
+
+
+class UpdateCampaignOperator(_EditOperator):
+    """Give a campaign another text: edit what was sent, and send the new one to those who wait.
+
+    A message whose own text stays the same (the typo was in the French one) costs no call. The price in calls and
+    hours is logged first. Variants and their names stay as they are in the ledger.
+
+    :param campaign_id: the campaign (templated).
+    :param text: the new text, as of :class:`SendCampaignOperator` (templated).
+    :param variants: the new variants, likewise (templated).
+    :param default_locale: as of :class:`SendCampaignOperator`.
+    :param reserve: calls of each hour left to others (templated); None: the connection's ``reserve_calls``.
+    :param max_in_flight: requests at once (templated).
+    :param sib_conn_id: the connection (templated).
+    :param ledger_conn_id: as of :class:`SendCampaignOperator` (templated).
+    :param deferrable: False waits in the worker.
+    :return: (XCom) a dict of what was changed now and the campaign's totals.
+    :raises AirflowFailException: when the author has to choose or mend something; the message says what.
+    """
+
+    template_fields: Sequence[str] = (
+        "campaign_id",
+        "text",
+        "variants",
+        "reserve",
+        "max_in_flight",
+        "sib_conn_id",
+        "ledger_conn_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        text: str | Mapping[str, str] | None = None,
+        variants: Mapping[str, str | Mapping[str, str] | Variant] | None = None,
+        default_locale: str = "en",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.text = text
+        self.variants = variants
+        self.default_locale = default_locale
+
+    def execute(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """Edit; after a deferral go on with the text that the ledger has."""
+        from airflow_provider_sib.campaign.announcement import Announcement
+        from airflow_provider_sib.campaign.engine import UpdateEngine
+
+        with self._opened() as opened:
+            engine = UpdateEngine(
+                opened.ledger,
+                self.campaign_id,
+                self._rules(opened.settings, reserve=self.reserve, max_in_flight=self._in_flight()),
+            )
+            engine.begin(
+                None
+                if event is not None
+                else Announcement(self.text, self.variants, default_locale=self.default_locale)
+            )
+            return self._edit(opened, engine, context)
+
+
+class WithdrawCampaignOperator(_EditOperator):
+    """Delete what a campaign has sent, and send nothing more of it.
+
+    What is already gone counts as withdrawn. Doubts cannot be withdrawn, since their ids are unknown; they are named.
+    The API key needs the permission "All".
+
+    :param campaign_id: the campaign (templated).
+    :param sent_before: only messages sent before this moment: aware datetime, ISO 8601 with offset (templated), or a
+        timedelta before the run's own date; then the pending stay. None: all, and the pending are skipped.
+    :param verify: ask Brevo for each message afterwards: one call more each.
+    :param reserve: calls of each hour left to others (templated); None: the connection's ``reserve_calls``.
+    :param max_in_flight: requests at once (templated).
+    :param sib_conn_id: the connection (templated).
+    :param ledger_conn_id: as of :class:`SendCampaignOperator` (templated).
+    :param deferrable: False waits in the worker.
+    :return: (XCom) a dict of what was deleted now and the campaign's totals.
+    :raises AirflowFailException: when the author has to choose or mend something; the message says what.
+    """
+
+    template_fields: Sequence[str] = (
+        "campaign_id",
+        "sent_before",
+        "reserve",
+        "max_in_flight",
+        "sib_conn_id",
+        "ledger_conn_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        sent_before: datetime | timedelta | str | None = None,
+        verify: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sent_before = sent_before
+        self.verify = _boolean("verify", verify)
+
+    def execute(self, context: Context, event: Any = None) -> dict[str, Any]:  # noqa: ARG002 - a deferral's event
+        """Delete; after a deferral go on."""
+        from airflow_provider_sib.campaign.engine import WithdrawEngine
+
+        before = -self.sent_before if isinstance(self.sent_before, timedelta) else self.sent_before
+        with self._opened() as opened:
+            engine = WithdrawEngine(
+                opened.ledger,
+                self.campaign_id,
+                self._rules(opened.settings, reserve=self.reserve, max_in_flight=self._in_flight()),
+                sent_before_ms=_moment_ms("sent_before", before, context),
+                verify=self.verify,
+            )
+            engine.begin()
+            return self._edit(opened, engine, context)
+
+
+def _wrapped(value: Any) -> Any:
+    """Wrap rows, so that Airflow neither renders nor keeps them."""
+    if isinstance(value, list | tuple) and all(hasattr(row, "keys") for row in value):
+        from airflow_provider_sib.campaign import RowsAudience
+
+        return RowsAudience(value)
+    return value
+
+
+def _one_of(name: str, value: str, *allowed: str) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}.")
+    return value
+
+
+def _boolean(name: str, value: Any) -> bool:
+    """Read a truth value, also from a template: the text "False" is false."""
+    words = {"true": True, "false": False}
+    known = value if isinstance(value, bool) else words.get(str(value).strip().lower())
+    if known is None:
+        raise ValueError(f"{name} must be True or False, not {value!r}.")
+    return known
+
+
+def _number(
+    name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+) -> float:
+    """Read a number, also from a template."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (least <= number <= most and number > above):
+        bounds = [
+            f"at least {least:g}" if least > -math.inf else "",
+            f"above {above:g}" if above > -math.inf else "",
+            f"at most {most:g}" if most < math.inf else "",
+        ]
+        raise ValueError(f"{name} must be a number {' and '.join(filter(None, bounds))}, not {value!r}.")
+    return number
+
+
+def _whole(name: str, value: Any, *, least: int, most: float = math.inf) -> int:
+    number = _number(name, value, least=least, most=most)
+    if number != int(number):
+        raise ValueError(f"{name} must be a whole number, not {value!r}.")
+    return int(number)
+
+
+def _moment_ms(name: str, value: Any, context: Context) -> int | None:
+    """Read a moment, or a distance from the run's own date, as milliseconds since 1970."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, timedelta):
+        dag_run = context["dag_run"]
+        moment = (dag_run.logical_date or dag_run.run_after) + value
+    elif isinstance(value, datetime):
+        moment = value
+    else:
+        import pendulum
+
+        try:
+            parsed = pendulum.parse(str(value), tz=None)
+        except ValueError:
+            parsed = None
+        moment = parsed if isinstance(parsed, datetime) else datetime.min  # noqa: DTZ901 - refused below
+    if moment is None or moment.tzinfo is None:
+        raise ValueError(
+            f"{name} must be a moment with a time zone, such as 2026-11-23T18:00:00+01:00, or a timedelta, "
+            f"not {value!r}."
+        )
+    return round(moment.timestamp() * 1000)
+
+
+def _is_backfill(context: Context) -> bool:
+    run_type = getattr(context.get("dag_run"), "run_type", None)
+    return getattr(run_type, "value", run_type) == "backfill"
