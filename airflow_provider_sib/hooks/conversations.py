@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_sib.api.calls import Call
     from airflow_provider_sib.api.client import ConversationsClient
     from airflow_provider_sib.api.models import Account, Message, VisitorGroup
+    from airflow_provider_sib.hooks.quota import SharedQuota
 
 T = TypeVar("T")
 
@@ -78,7 +79,8 @@ class SibConversationsHook(BaseHook):
     call: what surely did not reach Brevo is tried again, an unknown outcome is raised as
     :class:`~airflow_provider_sib.api.errors.TransportError` with ``maybe_delivered``, or as ``ServerError``.
     A refusal for quota (429) is waited out in place when it passes within ``[sib] defer_after_seconds``, and
-    raised as ``RateLimited`` otherwise. Use it as a context manager where the open connection to Brevo should
+    raised as ``RateLimited`` otherwise. Where a ledger of campaigns is configured, calls share its account of the
+    quota. Use it as a context manager where the open connection to Brevo should
     be closed at once.
 
     :param sib_conn_id: id of a connection of type ``sib_conversations``.
@@ -140,9 +142,19 @@ class SibConversationsHook(BaseHook):
         return settings
 
     @cached_property
-    def _client(self) -> ConversationsClient:
+    def _wait_seconds(self) -> float:
         wait = self.rate_limit_wait_seconds
-        return self.settings.client(rate_limit_wait_seconds=defer_after_seconds() if wait is None else wait)
+        return defer_after_seconds() if wait is None else wait
+
+    @cached_property
+    def _client(self) -> ConversationsClient:
+        return self.settings.client(rate_limit_wait_seconds=self._wait_seconds)
+
+    @cached_property
+    def _quota(self) -> SharedQuota | None:
+        from airflow_provider_sib.hooks.quota import SharedQuota
+
+        return SharedQuota.configured(self.settings)
 
     def get_conn(self) -> ConversationsClient:
         """Give the typed client behind this hook, without the connection's defaults and ``allowed_visitors``."""
@@ -155,9 +167,10 @@ class SibConversationsHook(BaseHook):
             yield client
 
     def close(self) -> None:
-        """Close the connection to Brevo; the next call opens it again."""
-        if "_client" in self.__dict__:
-            self.__dict__.pop("_client").close()
+        """Close the connections to Brevo and the ledger; the next call opens them again."""
+        for name in ("_client", "_quota"):
+            if (opened := self.__dict__.pop(name, None)) is not None:
+                opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +179,9 @@ class SibConversationsHook(BaseHook):
         self.close()
 
     def _perform(self, call: Call[T]) -> T:
-        return self._client.perform(call).value
+        if self._quota is None:
+            return self._client.perform(call).value
+        return self._quota.perform(self._client.perform, call, wait_seconds=self._wait_seconds).value
 
     def send_pushed_message(
         self, visitor_id: str, text: str, *, agent_id: str | None = None, group_id: str | None = None
@@ -193,7 +208,9 @@ class SibConversationsHook(BaseHook):
 
         :raises NotFound: when there is none of this id.
         """
-        return self.get_conn().get_pushed_message(message_id)
+        from airflow_provider_sib.api import calls
+
+        return self._perform(calls.get_pushed_message(message_id))
 
     def update_pushed_message(self, message_id: str, text: str) -> Message:
         """Replace a pushed message's text.
@@ -201,14 +218,18 @@ class SibConversationsHook(BaseHook):
         :return: the message as Brevo answers it.
         :raises NotFound: when there is none of this id.
         """
-        return self.get_conn().update_pushed_message(message_id, text)
+        from airflow_provider_sib.api import calls
+
+        return self._perform(calls.update_pushed_message(message_id, text))
 
     def delete_pushed_message(self, message_id: str) -> None:
         """Delete a pushed message.
 
         :raises NotFound: when there is none of this id.
         """
-        self.get_conn().delete_pushed_message(message_id)
+        from airflow_provider_sib.api import calls
+
+        self._perform(calls.delete_pushed_message(message_id))
 
     def send_message(
         self,
@@ -249,7 +270,9 @@ class SibConversationsHook(BaseHook):
 
         :raises NotFound: when there is none of this id.
         """
-        return self.get_conn().get_message(message_id)
+        from airflow_provider_sib.api import calls
+
+        return self._perform(calls.get_message(message_id))
 
     def update_message(self, message_id: str, text: str) -> Message:
         """Replace the text of an agent's message.
@@ -257,14 +280,18 @@ class SibConversationsHook(BaseHook):
         :return: the message as Brevo answers it.
         :raises NotFound: when there is none of this id.
         """
-        return self.get_conn().update_message(message_id, text)
+        from airflow_provider_sib.api import calls
+
+        return self._perform(calls.update_message(message_id, text))
 
     def delete_message(self, message_id: str) -> None:
         """Delete an agent's message.
 
         :raises NotFound: when there is none of this id.
         """
-        self.get_conn().delete_message(message_id)
+        from airflow_provider_sib.api import calls
+
+        self._perform(calls.delete_message(message_id))
 
     def ping_agent_online(
         self,
@@ -292,14 +319,18 @@ class SibConversationsHook(BaseHook):
 
         :raises NotFound: when Brevo does not know the visitor.
         """
-        return self.get_conn().set_visitor_group(visitor_id, group_id)
+        from airflow_provider_sib.api import calls
+
+        return self._perform(calls.set_visitor_group(visitor_id, group_id))
 
     def get_account(self) -> Account:
         """Get the Brevo account of the key; a key limited to Conversations may be refused.
 
         :raises Unauthorized: when the key may not read the account.
         """
-        return self.get_conn().get_account()
+        from airflow_provider_sib.api import calls
+
+        return self._perform(calls.get_account())
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask Brevo for a message that cannot exist: "not found" proves that the key works.
