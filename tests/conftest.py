@@ -16,6 +16,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from airflow_provider_sib.hooks.campaign import CampaignHook
+
 REPOSITORY = Path(__file__).parent.parent
 BUNDLES = {"dags-folder": REPOSITORY / "dags", "tests": REPOSITORY / "tests" / "dags"}
 
@@ -47,6 +49,19 @@ def airflow_db() -> Path:
 
     initdb()
     return Path(_home) / "airflow.db"
+
+
+@pytest.fixture
+def campaigns(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CampaignHook]:
+    """Give a ledger of the test's own, as an Airflow that has never sent has it, and the hook that looks at it."""
+    from airflow.models import Variable
+
+    from airflow_provider_sib.hooks.campaign import CampaignHook, LedgerPlace
+
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    Variable.delete(LedgerPlace(None).pin_key)
+    with CampaignHook() as hook:
+        yield hook
 
 
 @pytest.hookimpl(wrapper=True)
