@@ -38,7 +38,7 @@ with DAG(
             "Recarregue a página.",
             "it": "Ciao [[ visitor.first_name ]]! È arrivata la versione 2.0: tema scuro ed esportazioni "
             "senza limiti.",
-            "ja": "[[ visitor.first_name ]]さん、バージョン2.0を公開しました。ダークモードと、件数無制限のエクスポートが"
-            "使えます。",
+            "ja": "[[ visitor.first_name ]]さん、バージョン2.0を公開しました。ダークモードと、"
+            "件数無制限のエクスポートが使えます。",
         },
     )

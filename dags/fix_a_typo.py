@@ -31,7 +31,7 @@ with DAG("fix_a_typo", schedule=None, catchup=False, doc_md=__doc__, tags=["conv
             "Recarregue a página.",
             "it": "Ciao [[ visitor.first_name ]]! È arrivata la versione 2.0: tema scuro ed esportazioni "
             "senza limiti.",
-            "ja": "[[ visitor.first_name ]]さん、バージョン2.0を公開しました。ダークモードと、件数無制限のエクスポートが"
-            "使えます。",
+            "ja": "[[ visitor.first_name ]]さん、バージョン2.0を公開しました。ダークモードと、"
+            "件数無制限のエクスポートが使えます。",
         },
     )
