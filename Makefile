@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test check format demo wheel constraints clean
+.PHONY: help setup test kill check format demo bench wheel constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 test: setup ## run the tests (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
+kill: setup ## the long tests: senders killed hundreds of times, Airflow killed in the middle
+	SIB_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -m slow $(ARGS)
+
 check: setup ## formatting, lint, types, layers, the README's links
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -36,6 +39,11 @@ format: setup ## format the code and mend what lint can mend
 demo: setup ## a sandbox, a real Airflow and an announcement; until Ctrl-C, or to its end with ONCE=1
 	@$(BIN)/python scripts/demo.py $(if $(ONCE),--once)
 
+bench: setup ## measure: a table each, and JSON in .bench/ (ONLY=ledger for one of them)
+	@mkdir -p .bench
+	@set -e; for file in benchmarks/bench_$(or $(ONLY),*).py; do \
+	  name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python $$file --json .bench/$$name.json; done
+
 wheel: setup ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
@@ -44,4 +52,4 @@ constraints: setup ## resolve the pins in constraints.txt anew
 	  --upgrade --all-extras --group dev pyproject.toml -o constraints.txt
 
 clean: ## remove what make made
-	rm -rf $(VENV) .demo dist build
+	rm -rf $(VENV) .demo .bench dist build

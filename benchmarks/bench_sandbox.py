@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--in-flight", type=int, default=32)
     parser.add_argument("--visitors", type=int, default=5_000)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     command = [sys.executable, "-m", "airflow_provider_sib.sandbox", "--port", "0", "--quota", "1000000000"]
     began = time.perf_counter()
@@ -73,6 +75,13 @@ def main() -> None:
             used = cpu_seconds(sandbox.pid) - before
         finally:
             sandbox.terminate()
+    figures = {
+        "up_after_seconds": round(up_after, 2),
+        "seen_per_second": round(options.requests / seconds),
+        "per_second_of_cpu": round(options.requests / used),
+    }
+    if options.json:
+        options.json.write_text(json.dumps(figures) + "\n")
     print(
         f"up after {up_after:.2f} s; {options.requests} requests, {options.in_flight} in flight: "
         f"{options.requests / seconds:,.0f}/s seen, {options.requests / used:,.0f}/s on one core of the sandbox"
