@@ -11,7 +11,7 @@ import json
 import math
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 from urllib.parse import quote
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator
@@ -22,6 +22,7 @@ from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import jinja2
     from airflow.sdk import Context
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from airflow_provider_sib.campaign.announcement import Announcement, Enroller
     from airflow_provider_sib.campaign.audience import BadRow, Row
     from airflow_provider_sib.campaign.engine import (
-        Done,
         Engine,
         Rules,
         SendEngine,
@@ -50,6 +50,165 @@ CAMPAIGNS = "sib-campaigns"
 
 NAMED_BAD_ROWS = 20
 """Unusable rows of an audience that a rehearsal names in the log."""
+
+
+class CampaignTask:
+    """A task at work on a campaign: its ledger, its connection, and what it does when an engine waits or stops.
+
+    :param operator: the task.
+    :param campaign_id: the campaign.
+    :param ledger: opened, and the right one.
+    :param place: where that lies.
+    :param settings: the connection.
+    :param deferrable: whether long waits are deferred; else they are spent in the worker.
+    """
+
+    def __init__(
+        self,
+        operator: BaseOperator,
+        campaign_id: str,
+        *,
+        ledger: Ledger,
+        place: LedgerPlace,
+        settings: ConnectionSettings,
+        deferrable: bool,
+    ) -> None:
+        self.operator = operator
+        self.campaign_id = campaign_id
+        self.ledger = ledger
+        self.place = place
+        self.settings = settings
+        self.deferrable = deferrable
+        self.log = operator.log
+        self._courier: Courier | None = None
+
+    def stop(self) -> None:
+        """Begin nothing more, and end within seconds; from a signal handler."""
+        if self._courier is not None:
+            self._courier.stop()
+
+    def rules(self, *, reserve: Any = None, **rules: Any) -> Rules:
+        """Give the rules for sending, from the connection and the author.
+
+        :param reserve: calls of each hour left to others; None: as the connection says.
+        """
+        from airflow_provider_sib.campaign.engine import Rules
+        from airflow_provider_sib.campaign.pacing import Rate
+
+        settings = self.settings
+        kept_back = settings.reserve_calls if reserve is None else _whole("reserve", reserve, least=0)
+        return Rules(
+            account=settings.conn_id,
+            rate=Rate(reserve=kept_back, requests_per_hour=settings.requests_per_hour),
+            timeout_seconds=settings.timeout_seconds,
+            allowed_visitors=settings.allowed_visitors,
+            **rules,
+        )
+
+    def drive(self, engine: Engine, *, max_in_flight: int) -> None:
+        """Let the engine work until it is done; defer when it has to wait for long.
+
+        :raises AirflowFailException: when the campaign was aborted, the connection is refused, or too much failed.
+        """
+        from airflow_provider_sib.api.wire import Retries
+        from airflow_provider_sib.campaign.engine import Stopped, Wait
+        from airflow_provider_sib.delivery import Courier
+
+        self._courier = Courier(
+            engine,
+            lambda: self.settings.async_client(retries=Retries(attempts=1), max_connections=max_in_flight),
+            max_in_flight=max_in_flight,
+            defer_after_seconds=defer_after_seconds() if self.deferrable else None,
+            progress=self._tell,
+        )
+        end = self._courier.run()
+        if isinstance(end, Wait):
+            self._defer(end)
+        if isinstance(end, Stopped):
+            self._fail(end)
+
+    def _tell(self, tally: Mapping[str, Any], waiting: Wait | None) -> None:
+        facts = ", ".join(f"{name} {value}" for name, value in tally.items() if value not in (None, {}))
+        pause = f"; waiting for {waiting.reason}" if waiting else ""
+        self.log.info("Campaign %s: %s%s.", self.campaign_id, facts, pause)
+
+    def _defer(self, wait: Wait) -> NoReturn:
+        from airflow_provider_sib.triggers import CampaignTrigger
+
+        until = None if wait.until_ms is None else wait.until_ms / 1000
+        moment = (
+            "it is resumed" if until is None else datetime.fromtimestamp(until, UTC).isoformat("T", "seconds")
+        )
+        self.log.info("Campaign %s waits for %s: deferring until %s.", self.campaign_id, wait.reason, moment)
+        self.operator.defer(
+            trigger=CampaignTrigger(
+                campaign_id=self.campaign_id,
+                ledger_conn_id=self.place.conn_id,
+                ledger_id=self.ledger.identity().ledger_id,
+                until=until,
+            ),
+            method_name="execute",
+        )
+
+    def _fail(self, stopped: Stopped) -> NoReturn:
+        name = self.campaign_id
+        match stopped.reason:
+            case "aborted":
+                raise AirflowFailException(
+                    f"Campaign {name!r} was aborted. To go on, resume it (`python -m airflow_provider_sib campaigns "
+                    f"resume {name}`) and clear this task."
+                )
+            case "unauthorized":
+                raise AirflowFailException(
+                    f"Campaign {name!r} stopped, since Brevo refuses the connection {self.settings.conn_id!r}; "
+                    f"nobody is lost. Mend the connection and clear this task. {stopped.error}"
+                ) from stopped.error
+            case "max_failure_share":
+                raise AirflowFailException(
+                    f"Campaign {name!r} stopped, since too many messages failed or are in doubt. See `python -m "
+                    f"airflow_provider_sib campaigns show {name}` for the reasons; clear this task to go on."
+                )
+            case reason:
+                raise RuntimeError(f"Campaign {name!r} was {reason}; the next try goes on with it.")
+
+
+@contextmanager
+def opened(
+    operator: BaseOperator,
+    campaign_id: str,
+    *,
+    sib_conn_id: str,
+    ledger_conn_id: str | None,
+    deferrable: bool,
+) -> Iterator[CampaignTask]:
+    """Open the connection and the right ledger; at the end keep how far it has come, whatever happened.
+
+    :raises AirflowFailException: when the author has to choose or mend something; the message says what.
+    """
+    from airflow_provider_sib.campaign.audience import AudienceError
+    from airflow_provider_sib.campaign.engine import CampaignRefused, TooManyBadRows
+    from airflow_provider_sib.campaign.ledger import UnknownCampaign
+    from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger, pin_progress
+
+    place = LedgerPlace.configured(ledger_conn_id)
+    ledger = open_ledger(place, to_send=True)
+    try:
+        yield CampaignTask(
+            operator,
+            campaign_id,
+            ledger=ledger,
+            place=place,
+            settings=SibConversationsHook(sib_conn_id).settings,
+            deferrable=deferrable,
+        )
+    except (AudienceError, CampaignRefused, TooManyBadRows, UnknownCampaign, TypeError, ValueError) as error:
+        # The author has to choose; a retry cannot help.
+        raise AirflowFailException(str(error)) from error
+    finally:
+        try:
+            pin_progress(ledger, place)
+        finally:
+            ledger.close()
 
 
 class _CampaignOperator(BaseOperator):
@@ -86,7 +245,7 @@ class _CampaignOperator(BaseOperator):
         self.sib_conn_id = sib_conn_id
         self.ledger_conn_id = ledger_conn_id
         self.deferrable = deferrable
-        self._courier: Courier | None = None
+        self._task: CampaignTask | None = None
 
     def render_template(
         self,
@@ -109,74 +268,18 @@ class _CampaignOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Begin nothing more, finish or give back what is in flight, within the seconds Airflow leaves."""
-        if self._courier is not None:
-            self._courier.stop()
+        if self._task is not None:
+            self._task.stop()
 
-    @contextmanager
-    def _opened(self) -> Iterator[_Opened]:
-        """Open the connection and the right ledger; at the end keep how far it has come, whatever happened."""
-        from airflow_provider_sib.campaign.audience import AudienceError
-        from airflow_provider_sib.campaign.engine import CampaignRefused, TooManyBadRows
-        from airflow_provider_sib.campaign.ledger import UnknownCampaign
-        from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger, pin_progress
-
-        place = LedgerPlace.configured(self.ledger_conn_id)
-        ledger = open_ledger(place, to_send=True)
-        try:
-            yield _Opened(ledger, place, SibConversationsHook(self.sib_conn_id).settings)
-        except (
-            AudienceError,
-            CampaignRefused,
-            TooManyBadRows,
-            UnknownCampaign,
-            TypeError,
-            ValueError,
-        ) as error:
-            # The author has to choose; a retry cannot help.
-            raise AirflowFailException(str(error)) from error
-        finally:
-            try:
-                pin_progress(ledger, place)
-            finally:
-                ledger.close()
-
-    def _rules(self, settings: ConnectionSettings, *, reserve: Any, **rules: Any) -> Rules:
-        from airflow_provider_sib.campaign.engine import Rules
-        from airflow_provider_sib.campaign.pacing import Rate
-
-        kept_back = settings.reserve_calls if reserve is None else _whole("reserve", reserve, least=0)
-        return Rules(
-            account=settings.conn_id,
-            rate=Rate(reserve=kept_back, requests_per_hour=settings.requests_per_hour),
-            timeout_seconds=settings.timeout_seconds,
-            allowed_visitors=settings.allowed_visitors,
-            **rules,
+    def _opened(self) -> AbstractContextManager[CampaignTask]:
+        """Open the connection and the right ledger; see :func:`opened`."""
+        return opened(
+            self,
+            self.campaign_id,
+            sib_conn_id=self.sib_conn_id,
+            ledger_conn_id=self.ledger_conn_id,
+            deferrable=self.deferrable,
         )
-
-    def _drive(self, opened: _Opened, engine: Engine, *, max_in_flight: int) -> Done | Stopped:
-        """Let the engine work; defer when it has to wait for long.
-
-        :raises AirflowFailException: when the campaign was aborted, the connection is refused, or too much failed.
-        """
-        from airflow_provider_sib.api.wire import Retries
-        from airflow_provider_sib.campaign.engine import Stopped, Wait
-        from airflow_provider_sib.delivery import Courier
-
-        self._courier = Courier(
-            engine,
-            lambda: opened.settings.async_client(
-                retries=Retries(attempts=1), max_connections=max(1, max_in_flight)
-            ),
-            max_in_flight=max_in_flight,
-            defer_after_seconds=defer_after_seconds() if self.deferrable else None,
-            progress=self._tell,
-        )
-        end = self._courier.run()
-        if isinstance(end, Wait):
-            self._defer(opened, end)
-        if isinstance(end, Stopped):
-            self._fail(opened, end)
-        return end
 
     def _finish(self, context: Context, told: Report, **more: Any) -> dict[str, Any]:
         """Give the task's result, and add the campaign's asset with it."""
@@ -211,58 +314,6 @@ class _CampaignOperator(BaseOperator):
             )
             events[AssetAlias(CAMPAIGNS)].add(asset, extra={"status": told.status, **result["totals"]})
         return result
-
-    def _tell(self, tally: Mapping[str, Any], waiting: Wait | None) -> None:
-        facts = ", ".join(f"{name} {value}" for name, value in tally.items() if value not in (None, {}))
-        pause = f"; waiting for {waiting.reason}" if waiting else ""
-        self.log.info("Campaign %s: %s%s.", self.campaign_id, facts, pause)
-
-    def _defer(self, opened: _Opened, wait: Wait) -> NoReturn:
-        from airflow_provider_sib.triggers import CampaignTrigger
-
-        until = None if wait.until_ms is None else wait.until_ms / 1000
-        moment = (
-            "it is resumed" if until is None else datetime.fromtimestamp(until, UTC).isoformat("T", "seconds")
-        )
-        self.log.info("Campaign %s waits for %s: deferring until %s.", self.campaign_id, wait.reason, moment)
-        self.defer(
-            trigger=CampaignTrigger(
-                campaign_id=self.campaign_id,
-                ledger_conn_id=opened.place.conn_id,
-                ledger_id=opened.ledger.identity().ledger_id,
-                until=until,
-            ),
-            method_name="execute",
-        )
-
-    def _fail(self, opened: _Opened, stopped: Stopped) -> NoReturn:
-        name = self.campaign_id
-        match stopped.reason:
-            case "aborted":
-                raise AirflowFailException(
-                    f"Campaign {name!r} was aborted. To go on, resume it (`python -m airflow_provider_sib campaigns "
-                    f"resume {name}`) and clear this task."
-                )
-            case "unauthorized":
-                raise AirflowFailException(
-                    f"Campaign {name!r} stopped, since Brevo refuses the connection {opened.settings.conn_id!r}; "
-                    f"nobody is lost. Mend the connection and clear this task. {stopped.error}"
-                ) from stopped.error
-            case "max_failure_share":
-                raise AirflowFailException(
-                    f"Campaign {name!r} stopped, since too many messages failed or are in doubt. See `python -m "
-                    f"airflow_provider_sib campaigns show {name}` for the reasons; clear this task to go on."
-                )
-            case reason:
-                raise RuntimeError(f"Campaign {name!r} was {reason}; the next try goes on with it.")
-
-
-class _Opened(NamedTuple):
-    """What a campaign's task works with."""
-
-    ledger: Ledger
-    place: LedgerPlace
-    settings: ConnectionSettings
 
 
 class SendCampaignOperator(_CampaignOperator):
@@ -388,24 +439,25 @@ class SendCampaignOperator(_CampaignOperator):
         resumed = event is not None
         if _is_backfill(context) and not self.send_in_backfill:
             raise AirflowSkipException("A backfill sends nothing; send_in_backfill=True would.")
-        with self._opened() as opened:
+        with self._opened() as self._task:
+            task = self._task
             if _boolean("dry_run", self.dry_run):
-                return self._rehearse(opened)
-            engine = self._begin(opened, context, resumed=resumed)
-            self._drive(opened, engine, max_in_flight=self._in_flight())
-            return self._result(opened, engine, context)
+                return self._rehearse(task)
+            engine = self._begin(task, context, resumed=resumed)
+            task.drive(engine, max_in_flight=self._in_flight())
+            return self._result(task, engine, context)
 
     def _announcement(self) -> Announcement:
         from airflow_provider_sib.campaign.announcement import Announcement
 
         return Announcement(self.text, self.variants, default_locale=self.default_locale)
 
-    def _begin(self, opened: _Opened, context: Context, *, resumed: bool) -> SendEngine:
+    def _begin(self, task: CampaignTask, context: Context, *, resumed: bool) -> SendEngine:
         """Open the campaign, take its audience in, and make its engine by the rules as they are now."""
         from airflow_provider_sib.campaign.audience import Row
         from airflow_provider_sib.campaign.engine import SendEngine, enrol, open_campaign
 
-        ledger, _, settings = opened
+        ledger, settings = task.ledger, task.settings
         announcement = self._announcement()
         enroller = self._enroller(announcement)
         open_campaign(
@@ -443,8 +495,7 @@ class SendCampaignOperator(_CampaignOperator):
         engine = SendEngine(
             ledger,
             self.campaign_id,
-            self._rules(
-                settings,
+            task.rules(
                 reserve=self.reserve,
                 max_in_flight=self._in_flight(),
                 send_window=self.send_window,
@@ -492,7 +543,7 @@ class SendCampaignOperator(_CampaignOperator):
             "on_doubt": self.on_doubt,
         }
 
-    def _rehearse(self, opened: _Opened) -> dict[str, Any]:
+    def _rehearse(self, task: CampaignTask) -> dict[str, Any]:
         """Read and render everything, and change nothing."""
         from airflow_provider_sib.campaign.announcement import RecipientError
         from airflow_provider_sib.campaign.audience import BadRow
@@ -500,7 +551,7 @@ class SendCampaignOperator(_CampaignOperator):
 
         enroller = self._enroller(self._announcement())
         usable, held_out, bad = 0, 0, 0
-        for row in self._read(self.audience, opened.ledger):
+        for row in self._read(self.audience, task.ledger):
             try:
                 if isinstance(row, BadRow):
                     raise RecipientError(row.reason)
@@ -512,7 +563,7 @@ class SendCampaignOperator(_CampaignOperator):
                 continue
             usable += 1
             held_out += enrolment.skip is not None
-        hours = hours_table(usable - held_out, reserve=opened.settings.reserve_calls)
+        hours = hours_table(usable - held_out, reserve=task.settings.reserve_calls)
         self.log.info(
             "A rehearsal of campaign %s; nothing was sent. %d rows: %d usable, %d of them held out, %d unusable. "
             "It would take %s.",
@@ -531,10 +582,10 @@ class SendCampaignOperator(_CampaignOperator):
             "bad_rows": bad,
         }
 
-    def _result(self, opened: _Opened, engine: SendEngine, context: Context) -> dict[str, Any]:
+    def _result(self, task: CampaignTask, engine: SendEngine, context: Context) -> dict[str, Any]:
         from airflow_provider_sib.campaign.report import report
 
-        told = report(opened.ledger, self.campaign_id)
+        told = report(task.ledger, self.campaign_id)
         if told.in_doubt:
             self.log.warning(
                 "Campaign %s: %d messages are in doubt: nobody knows whether they were delivered, and they are not "
@@ -564,7 +615,7 @@ class _EditOperator(_CampaignOperator):
         self.max_in_flight = max_in_flight
 
     def _edit(
-        self, opened: _Opened, engine: UpdateEngine | WithdrawEngine, context: Context
+        self, task: CampaignTask, engine: UpdateEngine | WithdrawEngine, context: Context
     ) -> dict[str, Any]:
         from airflow_provider_sib.campaign.report import report
 
@@ -576,8 +627,8 @@ class _EditOperator(_CampaignOperator):
             price.hours,
             price.untouched,
         )
-        self._drive(opened, engine, max_in_flight=self._in_flight())
-        told = report(opened.ledger, self.campaign_id)
+        task.drive(engine, max_in_flight=self._in_flight())
+        told = report(task.ledger, self.campaign_id)
         if told.in_doubt:
             self.log.warning(
                 "Campaign %s: %d messages in doubt could not be changed, their ids being unknown. `python -m "
@@ -639,18 +690,19 @@ class UpdateCampaignOperator(_EditOperator):
         from airflow_provider_sib.campaign.announcement import Announcement
         from airflow_provider_sib.campaign.engine import UpdateEngine
 
-        with self._opened() as opened:
+        with self._opened() as self._task:
+            task = self._task
             engine = UpdateEngine(
-                opened.ledger,
+                task.ledger,
                 self.campaign_id,
-                self._rules(opened.settings, reserve=self.reserve, max_in_flight=self._in_flight()),
+                task.rules(reserve=self.reserve, max_in_flight=self._in_flight()),
             )
             engine.begin(
                 None
                 if event is not None
                 else Announcement(self.text, self.variants, default_locale=self.default_locale)
             )
-            return self._edit(opened, engine, context)
+            return self._edit(task, engine, context)
 
 
 class WithdrawCampaignOperator(_EditOperator):
@@ -697,16 +749,17 @@ class WithdrawCampaignOperator(_EditOperator):
         from airflow_provider_sib.campaign.engine import WithdrawEngine
 
         before = -self.sent_before if isinstance(self.sent_before, timedelta) else self.sent_before
-        with self._opened() as opened:
+        with self._opened() as self._task:
+            task = self._task
             engine = WithdrawEngine(
-                opened.ledger,
+                task.ledger,
                 self.campaign_id,
-                self._rules(opened.settings, reserve=self.reserve, max_in_flight=self._in_flight()),
+                task.rules(reserve=self.reserve, max_in_flight=self._in_flight()),
                 sent_before_ms=_moment_ms("sent_before", before, context),
                 verify=self.verify,
             )
             engine.begin()
-            return self._edit(opened, engine, context)
+            return self._edit(task, engine, context)
 
 
 def _wrapped(value: Any) -> Any:

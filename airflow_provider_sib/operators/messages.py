@@ -167,15 +167,29 @@ class SendPushedMessageOperator(_SendOperator):
     :param text: the message (templated; also a file ``.md.j2`` or ``.txt.j2``).
     :param agent_id: the agent who writes (templated); not together with ``group_id``.
     :param group_id: a group of which a random agent writes (templated).
+    :param once_key: what this message is once per, such as ``"order-17-shipped"`` (templated). With it, the campaigns'
+        ledger remembers, on every version of Airflow and over all runs of this task: a key that was sent is not
+        sent again, and the earlier message's id is returned.
+    :param ledger_conn_id: with ``once_key``: Airflow connection of the ledger's database (templated); None: ``[sib]
+        ledger_conn_id``, else a file on this machine.
     :param on_doubt: what a retry does when nobody knows whether the earlier try was delivered: ``"fail"`` fails
         the task and says so, ``"resend"`` sends again.
     :param sib_conn_id: the connection (templated).
-    :return: (XCom) the message as a dict of Brevo's fields, each field an XCom of its own.
+    :return: (XCom) the message as a dict of Brevo's fields, each field an XCom of its own; with ``once_key`` its
+        ``id``, ``visitorId``, ``isPushed`` and ``onceKey``.
     :raises AirflowSkipException: when the connection's ``allowed_visitors`` leaves the visitor out.
     :raises AirflowFailException: when the connection or the request is wrong, or the outcome is in doubt.
     """
 
-    template_fields: Sequence[str] = ("visitor_id", "text", "agent_id", "group_id", "sib_conn_id")
+    template_fields: Sequence[str] = (
+        "visitor_id",
+        "text",
+        "agent_id",
+        "group_id",
+        "once_key",
+        "ledger_conn_id",
+        "sib_conn_id",
+    )
 
     def __init__(
         self,
@@ -184,6 +198,8 @@ class SendPushedMessageOperator(_SendOperator):
         text: str,
         agent_id: str | None = None,
         group_id: str | None = None,
+        once_key: str | None = None,
+        ledger_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -191,8 +207,15 @@ class SendPushedMessageOperator(_SendOperator):
         self.text = text
         self.agent_id = agent_id
         self.group_id = group_id
+        self.once_key = once_key
+        self.ledger_conn_id = ledger_conn_id
 
     def _run(self, hook: SibConversationsHook, context: Context) -> dict[str, Any]:
+        if self.once_key is not None:
+            from airflow_provider_sib.operators.once import send_once
+
+            return send_once(self, self.once_key)
+
         def send() -> Message:
             return hook.send_pushed_message(
                 self.visitor_id, self.text, agent_id=self.agent_id, group_id=self.group_id

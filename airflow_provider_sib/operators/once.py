@@ -1,0 +1,100 @@
+"""A single message that is sent once over all runs: the ledger remembers its once key.
+
+It is a delivery like those of a campaign, in a campaign of the task's own that newcomers join: so it shares the
+quota, survives a kill between any two lines, and can be looked at, settled and withdrawn like any other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
+from airflow_provider_sib.campaign.announcement import Announcement, Enroller
+from airflow_provider_sib.campaign.audience import Row
+from airflow_provider_sib.campaign.engine import SendEngine, enrol, open_campaign
+from airflow_provider_sib.campaign.ledger import Delivery, Ledger, State
+from airflow_provider_sib.operators.campaign import opened
+
+if TYPE_CHECKING:
+    from airflow_provider_sib.operators.messages import SendPushedMessageOperator
+
+# The text is a variable of the one recipient: data, never a template.
+ANNOUNCEMENT = Announcement("[[ visitor.text ]]")
+
+
+def send_once(operator: SendPushedMessageOperator, once_key: str) -> dict[str, Any]:
+    """Send the operator's message, unless its once key was sent before by any run of the same task.
+
+    :return: what is known of the message, also of one that an earlier run sent.
+    :raises AirflowSkipException: when the ledger's list says that this visitor must not be written to.
+    :raises AirflowFailException: when it failed, or its outcome is in doubt.
+    """
+    if not once_key.strip():
+        raise AirflowFailException(
+            "once_key is blank: name what the message is once per, such as 'order-17-shipped', or leave it out."
+        )
+    campaign_id = f"once:{operator.dag_id}.{operator.task_id}"
+    with opened(
+        operator,
+        campaign_id,
+        sib_conn_id=operator.sib_conn_id,
+        ledger_conn_id=operator.ledger_conn_id,
+        deferrable=True,
+    ) as task:
+        ledger, settings = task.ledger, task.settings
+        # Wrong arguments, and a visitor outside of staging, are refused before anybody is enrolled.
+        call = settings.send_pushed_message(
+            operator.visitor_id, operator.text, agent_id=operator.agent_id, group_id=operator.group_id
+        )
+        sender = (
+            {"agent_id": call.body.get("agentId"), "group_id": call.body.get("groupId")} if call.body else {}
+        )
+        open_campaign(
+            ledger,
+            campaign_id,
+            binding={"host": settings.base_url, "connection": settings.conn_id},
+            announcement=ANNOUNCEMENT,
+            each_run=True,
+            settings={"dag_id": operator.dag_id, "task_id": operator.task_id},
+        )
+        enroller = Enroller(campaign_id, ANNOUNCEMENT, once_per="once_key")
+        row = Row(operator.visitor_id, {"once_key": once_key, "text": operator.text, **sender})
+        enrol(ledger, campaign_id, [row], enroller)
+        rules = task.rules(
+            reserve=0, max_in_flight=1, max_failure_share=1.0, resend_doubts=operator.on_doubt == "resend"
+        )
+        engine = SendEngine(ledger, campaign_id, rules)
+        engine.begin(resumed=False)
+        task.drive(engine, max_in_flight=1)
+        return _result(
+            _found(ledger, campaign_id, once_key, enroller.draw(once_key)[0]), campaign_id, once_key
+        )
+
+
+def _found(ledger: Ledger, campaign_id: str, once_key: str, rank: int) -> Delivery:
+    for delivery in ledger.sent(campaign_id, after=rank - 1, limit=1):
+        if delivery.key == once_key:
+            return delivery
+    unsent = ledger.deliveries(campaign_id, states=set(State) - {State.SENT})
+    return next(delivery for delivery in unsent if delivery.key == once_key)
+
+
+def _result(delivery: Delivery, campaign_id: str, once_key: str) -> dict[str, Any]:
+    told = {"onceKey": once_key, "visitorId": delivery.visitor_id, "isPushed": True}
+    match delivery.state:
+        case State.SENT | State.WITHDRAWN:
+            return {"id": delivery.message_ids[0] if delivery.message_ids else None, **told}
+        case State.SKIPPED:
+            raise AirflowSkipException(f"Not sent: {delivery.reason}.")
+        case State.IN_DOUBT:
+            raise AirflowFailException(
+                f"Nobody knows whether the message of this once key was delivered ({delivery.reason}), so it is not "
+                "sent again. Look into the visitor's chat in Brevo; then say what you found: `python -m "
+                f"airflow_provider_sib campaigns settle {campaign_id} ONCE_KEY --sent` (or --not-sent), and clear "
+                "this task."
+            )
+        case _:
+            raise AirflowFailException(
+                f"The message of this once key was refused by Brevo: {delivery.reason}. When that is mended: `python "
+                f"-m airflow_provider_sib campaigns retry {campaign_id}`, and clear this task."
+            )

@@ -1,0 +1,107 @@
+"""A single message with a once key is sent once over all runs of its task."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.models import Variable
+
+from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
+from airflow_provider_sib.hooks import CampaignHook
+from airflow_provider_sib.operators import DeleteMessageOperator, SendPushedMessageOperator
+
+VISITOR = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
+
+
+@pytest.fixture
+def send(airflow_db, monkeypatch, tmp_path, sib_sandbox):
+    """Run the task, as another run of its DAG would."""
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    Variable.delete("airflow_provider_sib_ledger_file")
+
+    def _send(once_key="order-17", **arguments):
+        arguments = {"visitor_id": VISITOR, "text": "Your order has shipped."} | arguments
+        return SendPushedMessageOperator(task_id="tell", once_key=once_key, **arguments).execute({})
+
+    return _send
+
+
+def texts(sandbox):
+    return [message["text"] for message in sandbox.messages() if not message["deleted"]]
+
+
+def test_every_run_after_the_first_gives_the_same_message(send, sib_sandbox):
+    first = send()
+    assert send(text="Another rendering") == first
+    assert first == {"id": first["id"], "visitorId": VISITOR, "isPushed": True, "onceKey": "order-17"}
+    assert texts(sib_sandbox) == ["Your order has shipped."]
+
+
+def test_another_key_is_another_message(send, sib_sandbox):
+    ids = {send(f"order-{number}", text=f"Order {number}")["id"] for number in range(5)}
+    assert len(ids) == 5
+    assert sorted(texts(sib_sandbox)) == [f"Order {number}" for number in range(5)]
+
+
+def test_the_text_is_data_and_never_a_template(send, sib_sandbox):
+    send(text="[[ visitor.secret ]] {{ 7*7 }} <b>")
+    assert texts(sib_sandbox) == ["[[ visitor.secret ]] {{ 7*7 }} <b>"]
+
+
+def test_the_agent_named_writes(send, sib_sandbox):
+    send(agent_id="d9nKoegKSjmCtyK78")
+    assert sib_sandbox.messages()[0]["agentId"] == "d9nKoegKSjmCtyK78"
+
+
+def test_a_lost_answer_is_in_doubt_and_can_be_settled(send, sib_sandbox):
+    sib_sandbox.fault("hang_up_after", times=1)
+    for _ in range(2):
+        with pytest.raises(AirflowFailException, match="campaigns settle once:adhoc_airflow"):
+            send()
+    assert len(texts(sib_sandbox)) == 1
+    with CampaignHook() as hook:
+        hook.settle("once:adhoc_airflow.tell", "order-17", sent=True, message_id="known-by-hand")
+    assert send()["id"] == "known-by-hand"
+    assert len(texts(sib_sandbox)) == 1
+
+
+def test_a_doubt_is_sent_again_where_the_author_says_so(send, sib_sandbox):
+    sib_sandbox.fault("hang_up_after", times=1)
+    assert send(on_doubt="resend")["id"]
+    assert len(texts(sib_sandbox)) == 2
+
+
+def test_who_must_not_be_written_to_is_skipped(send, sib_sandbox):
+    with CampaignHook() as hook:
+        hook.suppress([VISITOR])
+    with pytest.raises(AirflowSkipException, match="suppressed"):
+        send()
+    assert texts(sib_sandbox) == []
+
+
+def test_what_brevo_refuses_fails_and_is_tried_again_by_hand(send, sib_sandbox):
+    sib_sandbox.configure(max_text_length=5)
+    for _ in range(2):
+        with pytest.raises(AirflowFailException, match="campaigns retry once:adhoc_airflow"):
+            send()
+    sib_sandbox.configure(max_text_length=None)
+    with CampaignHook() as hook:
+        assert hook.retry("once:adhoc_airflow.tell") == 1
+    assert send()["id"]
+
+
+def test_withdrawn_by_id_it_stays_sent(send, sib_sandbox):
+    message_id = send()["id"]
+    DeleteMessageOperator(task_id="withdraw", message_id=message_id).execute({})
+    assert send()["id"] == message_id
+    assert texts(sib_sandbox) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({"once_key": " "}, "once_key is blank"), ({"text": ""}, "text"), ({"visitor_id": ""}, "visitor_id")],
+)
+def test_bad_arguments_enrol_nobody(send, sib_sandbox, arguments, said):
+    with pytest.raises(AirflowFailException, match=said):
+        send(**arguments)
+    with CampaignHook() as hook:
+        assert hook.list() == []
