@@ -1095,9 +1095,12 @@ class SqlLedger:
                     if reason is not None:
                         skipped[reason].append(row.rank)
                         refused += 1
-                    elif len(claimed) < permits:
-                        screen.passed(row)
-                        claimed.append(row)
+                        continue
+                    screen.passed(row)
+                    claimed.append(row)
+                    if len(claimed) == permits:
+                        # The rules are read when a row's turn has come, not before.
+                        break
                 if len(page) < limit:
                     break
                 after = page[-1].rank
@@ -1275,9 +1278,9 @@ class SqlLedger:
     def _snapshot(self, campaign_id: str, spool: _Spool, bad: int) -> Enrolled | None:
         """Take a spooled audience in whole; None: this try was taken for dead and buried meanwhile."""
         part = self._write(lambda conn: self._new_part(conn, campaign_id, "filling"))
-        sorted_rows = _Sorted(spool)
+        distinct = _Distinct(spool)
         total = 0
-        for chunk in _chunks(sorted_rows):
+        for chunk in _chunks(_placed(distinct)):
             now_ms = self.now_ms()
             values = [(part, *row, now_ms) for row in chunk]
 
@@ -1324,20 +1327,20 @@ class SqlLedger:
                 zones=to_json(spool.zones),
                 now=book.now_ms,
                 total=total,
-                duplicates=sorted_rows.duplicates,
+                duplicates=distinct.duplicates,
                 bad=bad,
                 campaign=campaign_id,
             )
-            return Enrolled(total, sorted_rows.duplicates, bad, total)
+            return Enrolled(total, distinct.duplicates, bad, total)
 
         return self._write(end)
 
     def _join(self, campaign_id: str, spool: _Spool, bad: int) -> Enrolled:
         """Let a spooled audience join those who are there."""
         zones = self._write(lambda conn: self._begin_join(conn, campaign_id, spool.zones))
-        sorted_rows = _Sorted(spool)
+        distinct = _Distinct(spool)
         joined = known = 0
-        for chunk in _chunks(sorted_rows):
+        for chunk in _chunks(distinct):
             rows = [(*row[:3], zones[row[3]], *row[4:]) for row in chunk]
 
             def join(conn: sa.engine.Connection, rows: list[tuple[Any, ...]] = rows) -> int:
@@ -1361,7 +1364,7 @@ class SqlLedger:
 
         def end(conn: sa.engine.Connection) -> Enrolled:
             book = self._lock(conn, campaign_id)
-            duplicates = sorted_rows.duplicates + known
+            duplicates = distinct.duplicates + known
             _run(
                 conn,
                 "UPDATE sib_campaign SET enrolled_at_ms = :now, duplicates = :duplicates, bad_rows = :bad"
@@ -2043,26 +2046,33 @@ class _Spool:
             yield from rows
 
 
-class _Sorted:
-    """Yields a spool's rows once per once key, ranks strictly rising; ``duplicates`` counts the others."""
+class _Distinct:
+    """Yields a spool's rows once per once key, in its order; ``duplicates`` counts the others."""
 
     def __init__(self, spool: _Spool) -> None:
         self._spool = spool
         self.duplicates = 0
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        last_rank, last_key = -1, ""
+        last_key = ""
         for row in self._spool:
             if row[1] == last_key:
                 self.duplicates += 1
-                continue
-            last_key = row[1]
-            if row[0] > last_rank:
-                last_rank = row[0]
-                yield row
             else:
-                last_rank = rank_after(last_rank)
-                yield (last_rank, *row[1:])
+                last_key = row[1]
+                yield row
+
+
+def _placed(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Give rows of the same rank a place each, one after the other."""
+    last = -1
+    for row in rows:
+        if row[0] > last:
+            last = row[0]
+            yield row
+        else:
+            last = rank_after(last)
+            yield (last, *row[1:])
 
 
 FILL_LEASE_MS = 600_000

@@ -76,6 +76,8 @@ class Database:
             for table in TABLES:
                 if f"sib_{table}" in there:
                     conn.exec_driver_sql(f"DELETE FROM sib_{table}")
+            if "sib_meta" in there:
+                conn.exec_driver_sql("UPDATE sib_meta SET v = '0' WHERE k = 'purged_claims'")
         engine.dispose()
 
 

@@ -307,6 +307,13 @@ def test_two_keys_of_one_rank_are_both_enrolled_and_both_known_again(ledger: Led
     assert {row.visitor_id for row in ledger.deliveries("c")} == {"v0", "v1", "v2", "v3", "v4", "v9"}
 
 
+def test_a_key_known_at_its_rank_is_known_again_when_another_of_that_rank_comes_before_it(
+    ledger: Ledger,
+) -> None:
+    audience(ledger, [Enrolment("b", 5, "v")], each_run=True)
+    assert ledger.enrol("c", [Enrolment("a", 5, "w"), Enrolment("b", 5, "v")]) == Enrolled(1, 1, 0, 2)
+
+
 def test_two_keys_of_the_very_last_rank_are_refused_by_name(ledger: Ledger) -> None:
     opened(ledger)
     with pytest.raises(ValueError, match="last of all ranks"):
