@@ -475,7 +475,7 @@ class _Work:
     ) -> None:
         self._ledger = ledger
         self._campaign_id = campaign_id
-        self._rules = rules
+        self.rules = rules
         self._rate = replace(rules.rate, jitter_seconds=rules.rate.jitter_seconds or random())
         self._clock = clock
         self._random = random
@@ -527,25 +527,25 @@ class _Work:
         now, flying = self._clock(), len(self._flying)
         self._telling = len(self._ended)
         return QuotaUse(
-            account=self._rules.account,
-            bucket=self._rules.bucket,
+            account=self.rules.account,
+            bucket=self.rules.bucket,
             holder=self._holder,
             flying=flying,
             wanted=wanted,
-            lease_seconds=self._rules.lease_seconds,
+            lease_seconds=self.rules.lease_seconds,
             pace=pace(
                 self._rate,
                 [outcome.seen(now) for outcome in self._ended],
                 holder=self._holder,
                 flying=flying,
                 wanted=wanted,
-                probe_seconds=self._rules.lease_seconds,
+                probe_seconds=self.rules.lease_seconds,
             ),
         )
 
     def _at_once(self) -> int:
         """Return how many requests more may be in flight, the quota apart."""
-        most = 1 if self._outage.slow else self._rules.max_in_flight
+        most = 1 if self._outage.slow else self.rules.max_in_flight
         return max(0, most - len(self._flying))
 
     def _wait(self, reason: str, until_ms: int) -> Wait:
@@ -609,7 +609,7 @@ class _Outage:
         """Go on where another process was."""
         self.row, self.again_ms = memo.get("row", 0), memo.get("again_ms", 0)
         self._wait = memo.get("wait", self._first)
-        self.slow = self.row > 0
+        self.slow = bool(memo)
 
     def learn(self, outcome: Outcome, now: float, now_ms: int) -> None:
         """Take an outcome in."""
@@ -682,7 +682,7 @@ class SendEngine(_Work):
             if retry_failed:
                 while ledger.retry(campaign_id, State.FAILED):
                     pass
-            if self._rules.resend_doubts:
+            if self.rules.resend_doubts:
                 while ledger.retry(campaign_id, State.IN_DOUBT):
                     pass
             memo = {"base": _by_name(ledger.counts(campaign_id).by_state)}
@@ -716,14 +716,16 @@ class SendEngine(_Work):
     def leave(self, *, until_ms: int | None = None) -> None:
         """See :meth:`Engine.leave`."""
         self._wake_ms = until_ms
-        again = True
-        while again:
-            again = self._undone is not None
+        while True:
+            if self._undone is not None:
+                cycle, at = self._undone
+                self._undone = replace(cycle, next_wake_ms=until_ms, quota=replace(cycle.quota, wanted=0)), at
             # A cycle that was cut off may have claimed rows, whose requests were never handed out.
             self._results += [
                 Result(row.rank, row.claim, State.PENDING) for row in self._cycle(wanted=0).claimed
             ]
-            again = again or bool(self._results)
+            if not self._results and not self._ended:
+                return
 
     def unrecorded(self) -> list[tuple[int, str | None]]:
         """See :meth:`Engine.unrecorded`."""
@@ -798,11 +800,11 @@ class SendEngine(_Work):
             cycle = Cycle(
                 campaign_id=self._campaign_id,
                 quota=self._use(wanted),
-                lease_seconds=self._rules.lease_seconds,
+                lease_seconds=self.rules.lease_seconds,
                 results=results,
                 zones=zones,
                 cap=self._cap,
-                screen=self._screen if self._allowed or self._rules.send_window else None,
+                screen=self._screen if self._allowed or self.rules.send_window else None,
                 next_wake_ms=self._wake_ms,
                 memo=self._memo(),
             )
@@ -817,7 +819,7 @@ class SendEngine(_Work):
         return cycled
 
     def _wanted(self) -> int:
-        too_late = self._rules.not_after_ms is not None and self._now_ms() >= self._rules.not_after_ms
+        too_late = self.rules.not_after_ms is not None and self._now_ms() >= self.rules.not_after_ms
         if self._error or too_late or self._outage.open or self._broken(FEWEST_OUTCOMES):
             return 0
         return self._at_once()
@@ -825,7 +827,7 @@ class SendEngine(_Work):
     def _broken(self, fewest: int) -> bool:
         bad = self._run[State.FAILED] + self._run[State.IN_DOUBT]
         outcomes = bad + self._run[State.SENT]
-        return outcomes >= fewest and bad > self._rules.max_failure_share * outcomes
+        return outcomes >= fewest and bad > self.rules.max_failure_share * outcomes
 
     def _screen(self, row: Delivery) -> str | None:
         if self._allowed is not None and self._allowed.match(row.visitor_id or "") is None:
@@ -835,7 +837,7 @@ class SendEngine(_Work):
         return None
 
     def _open_zones(self) -> Sequence[str | None] | None:
-        window = self._rules.send_window
+        window = self.rules.send_window
         if window is None:
             return None
         now_ms = self._now_ms()
@@ -848,7 +850,7 @@ class SendEngine(_Work):
         if not cycled.claimed:
             return
         announcement = self._texts(cycled.campaign)
-        deadline = self._claimed_at + self._rules.begin_within_seconds
+        deadline = self._claimed_at + self.rules.begin_within_seconds
         for row in cycled.claimed:
             try:
                 text = announcement.render(row, row.variant)
@@ -859,7 +861,7 @@ class SendEngine(_Work):
             variables = row.variables or {}
             agent_id, group_id = _own(variables, "agent_id"), _own(variables, "group_id")
             if agent_id is None and group_id is None:
-                agent_id, group_id = self._rules.agent_id, self._rules.group_id
+                agent_id, group_id = self.rules.agent_id, self.rules.group_id
             post = Post(
                 row.rank, row.claim, row.visitor_id or "", text, text_hash(text), agent_id, group_id, deadline
             )
@@ -889,7 +891,7 @@ class SendEngine(_Work):
 
     def _rest(self, cycled: Cycled) -> Step | None:
         """Look what is left to do."""
-        rules, now_ms = self._rules, cycled.now_ms
+        rules, now_ms = self.rules, cycled.now_ms
         if rules.not_after_ms is not None and now_ms >= rules.not_after_ms:
             while self._ledger.skip_pending(self._campaign_id, NOT_AFTER):
                 pass
@@ -1106,7 +1108,7 @@ class _EditEngine(_Work):
 
     def _fill(self) -> None:
         """Plan rows until there is enough to do, or the pass is over."""
-        while self._after is not None and len(self._queue) < self._rules.max_in_flight:
+        while self._after is not None and len(self._queue) < self.rules.max_in_flight:
             if len(self._results) >= 500:
                 return
             campaign = self._ledger.campaign(self._campaign_id)
@@ -1193,7 +1195,7 @@ class _EditEngine(_Work):
                 campaign_id=self._campaign_id,
                 editor=self._editor,
                 quota=self._use(wanted),
-                lease_seconds=self._rules.lease_seconds if lease_seconds is None else lease_seconds,
+                lease_seconds=self.rules.lease_seconds if lease_seconds is None else lease_seconds,
                 results=results,
             )
         )
