@@ -119,7 +119,7 @@ class CampaignTask:
             lambda: self.settings.async_client(retries=Retries(attempts=1), max_connections=max_in_flight),
             max_in_flight=max_in_flight,
             defer_after_seconds=defer_after_seconds() if self.deferrable else None,
-            progress=self._tell,
+            progress=self._progress,
         )
         end = self._courier.run()
         if isinstance(end, Wait):
@@ -127,10 +127,18 @@ class CampaignTask:
         if isinstance(end, Stopped):
             self._fail(end)
 
-    def _tell(self, tally: Mapping[str, Any], waiting: Wait | None) -> None:
+    def _progress(self, tally: Mapping[str, Any], waiting: Wait | None) -> None:
+        """Say about once a minute how it goes, and keep how far the ledger has come, lest this process be killed."""
+        from airflow_provider_sib.campaign.ledger import LedgerUnavailable
+        from airflow_provider_sib.hooks.campaign import pin_progress
+
         facts = ", ".join(f"{name} {value}" for name, value in tally.items() if value not in (None, {}))
         pause = f"; waiting for {waiting.reason}" if waiting else ""
         self.log.info("Campaign %s: %s%s.", self.campaign_id, facts, pause)
+        try:
+            pin_progress(self.ledger, self.place)
+        except LedgerUnavailable as error:  # its outcomes are held meanwhile, and given up by name if need be
+            self.log.warning("%s", error)
 
     def _defer(self, wait: Wait) -> NoReturn:
         from airflow_provider_sib.triggers import CampaignTrigger
