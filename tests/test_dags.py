@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import runpy
+import shutil
+import sqlite3
+import threading
 from collections import Counter
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from airflow.models import TaskInstance
+from airflow.models.hitl import HITLDetail
+from airflow.models.trigger import handle_event_submit
 from airflow.sdk import DAG, TaskInstanceState
+from airflow.sdk.execution_time import macros
+from airflow.triggers.base import TriggerEvent
+from airflow.utils.session import create_session
+from sqlalchemy import select
+
+try:
+    from airflow.sdk.exceptions import TaskDeferred
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import TaskDeferred
 
 DAGS = Path(__file__).parent.parent / "dags"
 FILES = sorted(path.stem for path in DAGS.glob("*.py"))
@@ -90,3 +110,218 @@ def test_withdraw_expired_can_leave_what_was_sent_after_a_moment(run, sib_sandbo
     moment = {"sent_before": "2020-01-01T00:00:00+00:00"}
     assert run("withdraw_expired", conf=moment) == {"withdraw": TaskInstanceState.SUCCESS}
     assert not [message for message in sib_sandbox.messages() if message["deleted"]]
+
+
+@pytest.fixture
+def warehouse(monkeypatch, tmp_path):
+    """A database under Airflow's connection `warehouse`, and a way to fill it."""
+    pytest.importorskip("airflow.providers.sqlite")
+    database = tmp_path / "warehouse.db"
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps({"conn_type": "sqlite", "host": str(database)}))
+
+    def fill(rows):
+        columns = ", ".join(rows[0])
+        places = ", ".join("?" * len(rows[0]))
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute(f"CREATE TABLE IF NOT EXISTS visitors ({columns})")
+            connection.executemany(
+                f"INSERT INTO visitors ({columns}) VALUES ({places})", [tuple(row.values()) for row in rows]
+            )
+
+    return fill
+
+
+def texts(sandbox):
+    return {message["visitorId"]: message["text"] for message in sandbox.messages()}
+
+
+class TestAnnounceFromWarehouse:
+    @pytest.fixture(autouse=True)
+    def rows(self, warehouse):
+        plans = ("free", "pro", "team")
+        rows = [
+            {"visitor_id": f"visitor-{n}", "first_name": f"Name {n}", "plan": plans[n % 3], "exports": n}
+            for n in range(60)
+        ]
+        warehouse(rows)
+
+    def test_writes_to_those_with_a_plan_less_a_tenth_in_two_wordings(self, run, sib_sandbox, campaigns):
+        assert run("announce_from_warehouse") == {"announce": TaskInstanceState.SUCCESS}
+        sent = texts(sib_sandbox)
+        assert not [visitor for visitor in sent if int(visitor.partition("-")[2]) % 3 == 0]
+        report = campaigns.report("scheduled-exports")
+        assert report.total == 40
+        assert report.skipped_by == {"holdout": 40 - len(sent)}
+        assert 0 < 40 - len(sent) < 12
+        personal = [visitor for visitor, text in sent.items() if "exports this month" in text]
+        assert 0 < len(personal) < len(sent)
+        for visitor in personal:
+            number = visitor.partition("-")[2]
+            assert sent[visitor].startswith(f"Hi Name {number}, you have run {number} exports")
+
+    def test_a_rehearsal_sends_nothing_and_leaves_nothing_behind(self, run, sib_sandbox, campaigns):
+        assert run("announce_from_warehouse", conf={"dry_run": True}) == {
+            "announce": TaskInstanceState.SUCCESS
+        }
+        assert sib_sandbox.state()["requests"]["total"] == 0
+        assert campaigns.list() == []
+
+
+class TestWelcomeNewcomers:
+    def zones(self):
+        """A zone where it is noon, and one where it is midnight; those of Etc have their sign reversed."""
+        noon = 12 - datetime.now(UTC).hour
+        midnight = noon + 12 if noon <= 0 else noon - 12
+        return tuple(f"Etc/GMT{-offset:+d}" for offset in (noon, midnight))
+
+    def rows(self, *visitors, days_ago=0, zone=None):
+        day = (datetime.now(UTC) - timedelta(days=days_ago)).date().isoformat()
+        return [
+            {"visitor_id": one, "first_name": None, "timezone": zone or self.zones()[0], "signed_up_on": day}
+            for one in visitors
+        ]
+
+    def test_welcomes_at_each_run_who_is_new(self, run, sib_sandbox, warehouse):
+        warehouse(self.rows("ann", "bob") + self.rows("old", days_ago=8))
+        run("welcome_newcomers")
+        assert set(texts(sib_sandbox)) == {"ann", "bob"}
+        warehouse(self.rows("cid"))
+        assert run("welcome_newcomers") == {"welcome": TaskInstanceState.SUCCESS}
+        assert Counter(message["visitorId"] for message in sib_sandbox.messages()) == Counter(
+            ("ann", "bob", "cid")
+        )
+
+    def test_lets_sleep_those_for_whom_it_is_night(self, airflow_db, campaigns, sib_sandbox, warehouse):
+        warehouse(self.rows("ann") + self.rows("bob", zone=self.zones()[1]))
+        context = {"dag_run": SimpleNamespace(run_after=datetime.now(UTC)), "macros": macros}
+        task = load("welcome_newcomers").task_dict["welcome"]
+        task.render_template_fields(context)
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute(context)
+        assert set(texts(sib_sandbox)) == {"ann"}
+        hours = (deferred.value.trigger.until - datetime.now(UTC).timestamp()) / 3600
+        assert 7 < hours < 10
+
+
+class TestOrderStatusUpdates:
+    def test_tells_of_each_order_and_status_once_and_of_news_later(self, run, sib_sandbox, tmp_path):
+        orders = tmp_path / "orders.jsonl"
+        shutil.copy(DAGS / "include" / "orders.jsonl", orders)
+        for _ in range(2):
+            assert run("order_status_updates", conf={"orders": str(orders)}) == {
+                "tell": TaskInstanceState.SUCCESS
+            }
+        sent = sorted(message["text"] for message in sib_sandbox.messages())
+        assert sent == [
+            "Your order A-1041 is on its way.",
+            "Your order A-1041 is packed.",
+            "Your order A-1042 is packed.",
+            "Your order A-1043 is packed.",
+            "Your order A-1044 is delivered.",
+        ]
+        news = {"visitor_id": "32T1mrBDwpYlJYjuxr42heKFc12IflZQ", "order_id": "A-1042"}
+        with orders.open("a") as file:
+            file.write(json.dumps(news) + "\n" + json.dumps(news | {"status": "on its way"}) + "\n")
+        run("order_status_updates", conf={"orders": str(orders)})
+        told = sorted(message["text"] for message in sib_sandbox.messages())
+        assert told == sorted([*sent, "Your order A-1042 is on its way."])
+
+
+class TestCanaryWithApproval:
+    def run(self, option):
+        """Run it, and answer its question as a colleague would, from another thread."""
+        over = threading.Event()
+        colleague = threading.Thread(target=answer, args=("canary_with_approval", "ask", option, over))
+        colleague.start()
+        try:
+            dag_run = load("canary_with_approval").test()
+        finally:
+            over.set()
+            colleague.join()
+        return {ti.task_id: ti.state for ti in dag_run.get_task_instances()}
+
+    def test_an_approval_sends_to_the_rest_and_to_nobody_twice(self, campaigns, sib_sandbox, visitors):
+        sib_sandbox.configure(quota=10_000)
+        assert self.run("Send to the rest") == {
+            "canary": TaskInstanceState.SUCCESS,
+            "ask": TaskInstanceState.SUCCESS,
+            "rest": TaskInstanceState.SUCCESS,
+            "abort": TaskInstanceState.SKIPPED,
+            "withdraw": TaskInstanceState.SKIPPED,
+        }
+        messages = sib_sandbox.messages()
+        assert Counter(message["visitorId"] for message in messages) == Counter(visitors.keys())
+
+    def test_a_rejection_aborts_it_and_takes_back_what_the_first_have(self, campaigns, sib_sandbox):
+        sib_sandbox.configure(quota=10_000)
+        assert self.run("Take it back") == {
+            "canary": TaskInstanceState.SUCCESS,
+            "ask": TaskInstanceState.SUCCESS,
+            "rest": TaskInstanceState.SKIPPED,
+            "abort": TaskInstanceState.SUCCESS,
+            "withdraw": TaskInstanceState.SUCCESS,
+        }
+        messages = sib_sandbox.messages()
+        assert 1 <= len(messages) <= 4
+        assert all(message["deleted"] for message in messages)
+        assert campaigns.report("new-prices").status == "aborted"
+
+
+def answer(dag_id, task_id, option, over):
+    """Answer a task that asks, as Airflow's API does, until it goes on."""
+    while not over.wait(0.05):
+        with create_session() as session:
+            asked = session.scalar(
+                select(HITLDetail)
+                .join(TaskInstance, TaskInstance.id == HITLDetail.ti_id)
+                .where(TaskInstance.dag_id == dag_id, TaskInstance.task_id == task_id)
+                .order_by(HITLDetail.created_at.desc())
+            )
+            if asked is None:
+                continue
+            if asked.responded_at is None:
+                asked.responded_at = datetime.now(UTC)
+                asked.responded_by = {"id": "ada", "name": "Ada"}
+                asked.chosen_options = [option]
+            # Airflow 3.3 parks the task without a trigger. dag.test() may write that state once more after the
+            # answer, so it is looked at again until the task has gone on.
+            task = session.get(TaskInstance, asked.ti_id)
+            if task.state == "awaiting_input":
+                handle_event_submit(
+                    TriggerEvent(asked.as_resume_event_payload()), task_instance=task, session=session
+                )
+
+
+class TestDripOfTwo:
+    def test_the_hint_comes_three_days_after_the_greeting(self, run, sib_sandbox, campaigns, visitors):
+        for _ in range(2):
+            assert set(run("drip_of_two").values()) == {TaskInstanceState.SUCCESS}
+        assert len(sib_sandbox.messages()) == len(visitors)
+        with closing(sqlite3.connect(campaigns.place.url().database)) as ledger, ledger:
+            ledger.execute("UPDATE sib_delivery SET at_ms = at_ms - 3 * 24 * 3600 * 1000")
+        for _ in range(2):
+            assert set(run("drip_of_two").values()) == {TaskInstanceState.SUCCESS}
+        counts = Counter(message["visitorId"] for message in sib_sandbox.messages())
+        assert counts == Counter(dict.fromkeys(visitors, 2))
+        hint = sib_sandbox.messages("2aOtT7GVdPhCueUfpfPscbnFabPGithr")[-1]
+        assert hint["text"].startswith("Chloé, did you know?")
+
+
+def test_keep_agent_online_pings_the_agent(run, sib_sandbox):
+    assert run("keep_agent_online", conf={"minutes": 1}) == {"keep_online": TaskInstanceState.SUCCESS}
+    assert sib_sandbox.state()["requests"]["by_operation"] == {"ping_agent_online": 1}
+
+
+class TestTellVisitorsAboutAnOutage:
+    def test_tells_each_reader_when_the_load_has_failed(self, run, sib_sandbox):
+        assert run("tell_visitors_about_an_outage") == {"load": TaskInstanceState.FAILED}
+        assert len(texts(sib_sandbox)) == len(sib_sandbox.messages()) == 2
+        today = datetime.now(UTC).date()
+        for text in texts(sib_sandbox).values():
+            assert re.match(rf"The numbers of ({today}|{today - timedelta(days=1)}) are late", text)
+
+    def test_says_nothing_when_it_has_not(self, run, sib_sandbox, tmp_path):
+        (tmp_path / "numbers.csv").write_text("1\n2\n")
+        conf = {"export": str(tmp_path / "numbers.csv")}
+        assert run("tell_visitors_about_an_outage", conf=conf) == {"load": TaskInstanceState.SUCCESS}
+        assert sib_sandbox.messages() == []
