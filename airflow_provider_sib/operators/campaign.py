@@ -330,8 +330,8 @@ class SendCampaignOperator(_CampaignOperator):
     A campaign is its id: retrying, clearing or running the DAG again goes on with it and never repeats. The task
     holds a worker while it sends, and is deferred while the quota is used up, the visitors' windows are shut, or
     the campaign is paused. It is green when everybody due has an outcome and not too many failed; doubts (a message
-    whose fate nobody knows) are not sent again, and warned of. The order of sending is the rank: a keyed hash of
-    campaign and once key, the same on every run.
+    whose fate nobody knows) are not sent again, and warned of. Visitors are sent to time zone by time zone, in
+    the order in which the audience first names them; within a zone by rank, a keyed hash of campaign and once key.
 
     :param campaign_id: the campaign's name, chosen by you (templated); up to 255 characters.
     :param audience: who (templated): an audience; a path or URL ending in ``.csv``, ``.jsonl``, ``.ndjson``; rows,
