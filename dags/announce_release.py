@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from airflow.sdk import DAG, Param
+from airflow.sdk import DAG
 
 from airflow_provider_sib.campaign import CsvAudience
 from airflow_provider_sib.operators import SendCampaignOperator
@@ -20,7 +20,7 @@ with DAG(
     catchup=False,
     doc_md=__doc__,
     tags=["conversations"],
-    params={"version": Param("2.0", type="string", pattern=r"^\d+\.\d+$")},
+    params={"version": "2.0"},
 ) as announce_release:
     SendCampaignOperator(
         task_id="announce",

@@ -1,4 +1,6 @@
-"""Shows an announcement arriving: starts the sandbox and a real Airflow, and runs the DAG ``announce_release``.
+"""Shows a campaign: starts the sandbox and a real Airflow, and runs the DAG ``announce_release``.
+
+Its hour is short, and its quota smaller than the audience, so that the task is deferred and resumed.
 
 Everything it makes is below ``.demo/`` in the repository, made anew each time: Airflow's home, with its
 configuration, and the logs. However it ends, it leaves no process behind, except when it is itself ended by
@@ -27,19 +29,29 @@ import urllib.request
 from configparser import ConfigParser
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote as quote_url
+
+from airflow_provider_sib.campaign.ledger import LedgerError
+from airflow_provider_sib.campaign.report import report
+from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import FrameType
 
+    from airflow_provider_sib.campaign.report import Report
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 VISITORS = REPOSITORY / "dags" / "include" / "visitors.csv"
 HOME = REPOSITORY / ".demo"
 DAG_ID = "announce_release"
+CAMPAIGN_ID = "release-2.0"
+INVITED_DAG_IDS = ("fix_a_typo", "withdraw_expired")
 API_KEY = "xkeysib-sandbox"  # the sandbox's own default
 MARKER = "SIB_DEMO"
 
@@ -47,6 +59,7 @@ SANDBOX_START_SECONDS = 20
 AIRFLOW_START_SECONDS = 180
 RUN_SECONDS = 900
 POLL_SECONDS = 0.5
+UNDER_WAY = ("scheduled", "queued", "running", "deferred", "up_for_retry", "restarting")
 # Airflow has nothing to save: its home is made anew.
 GRACE_SECONDS = 5.0
 ERROR_LINES = 20
@@ -250,6 +263,29 @@ class Sandbox:
         return [message for message in found if message["kind"] != "visitor"]
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of a DAG."""
+
+    dag_id: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task under way.
+
+    :param campaign_id: the campaign it is about; None before it has begun.
+    :param state: one of `UNDER_WAY`.
+    :param pid: id of the process that it has, or had last.
+    """
+
+    run: Run
+    campaign_id: str | None
+    state: str
+    pid: int | None
+
+
 class Airflow:
     """A real Airflow, asked through its REST API. https://airflow.apache.org/docs/apache-airflow/stable/stable-rest-api-ref.html
 
@@ -292,38 +328,54 @@ class Airflow:
             "host": "http://127.0.0.1",
             "port": sandbox.port,
             "password": API_KEY,
+            # The results of a killed task's requests are waited for twice as long.
+            "extra": json.dumps({"timeout_seconds": 10}),
         }
         self.ask("POST", "/connections", connection)
 
-    def knows_dag(self) -> bool:
-        """Tell whether the DAG was read.
+    def knows_dag(self, dag_id: str) -> bool:
+        """Tell whether a DAG was read.
 
         :raises DemoError: when it was read and is broken.
         """
         for error in self.ask("GET", "/importErrors")["import_errors"]:
-            if Path(error["filename"]).stem == DAG_ID:
+            if Path(error["filename"]).stem == dag_id:
                 raise DemoError(f"{error['filename']} can't be imported:\n{error['stack_trace'].rstrip()}")
         try:
-            self.ask("GET", f"/dags/{DAG_ID}")
+            self.ask("GET", f"/dags/{dag_id}")
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return False
             raise
         return True
 
-    def trigger(self) -> str:
-        """Start a run of the DAG and give its id."""
-        self.ask("PATCH", f"/dags/{DAG_ID}", {"is_paused": False})
-        run_id: str = self.ask("POST", f"/dags/{DAG_ID}/dagRuns", {"logical_date": None})["dag_run_id"]
-        return run_id
+    def unpause(self, dag_id: str) -> None:
+        """Let a DAG's runs begin; at first they may not."""
+        self.ask("PATCH", f"/dags/{dag_id}", {"is_paused": False})
 
-    def state(self, run_id: str) -> str | None:
-        """Give the state of a run, such as "running"; None while Airflow can't be reached."""
-        try:
-            state: str = self.ask("GET", f"/dags/{DAG_ID}/dagRuns/{run_id}")["state"]
-        except OSError:
-            return None
+    def trigger(self, dag_id: str) -> Run:
+        """Start a run of a DAG."""
+        started = self.ask("POST", f"/dags/{dag_id}/dagRuns", {"logical_date": None})
+        return Run(dag_id, started["dag_run_id"])
+
+    def state(self, run: Run) -> str:
+        """Give the state of a run, such as "running"."""
+        state: str = self.ask("GET", f"/dags/{run.dag_id}/dagRuns/{quote_url(run.run_id, safe='')}")["state"]
         return state
+
+    def tasks(self) -> list[Task]:
+        """List the tasks that are under way, the one begun last first."""
+        query = "&".join(f"state={state}" for state in UNDER_WAY)
+        found = self.ask("GET", f"/dags/~/dagRuns/~/taskInstances?{query}&order_by=-start_date")
+        return [
+            Task(
+                run=Run(task["dag_id"], task["dag_run_id"]),
+                campaign_id=(task["rendered_fields"] or {}).get("campaign_id"),
+                state=task["state"],
+                pid=task["pid"],
+            )
+            for task in found["task_instances"]
+        ]
 
 
 def write_configuration(*, home: Path, airflow: int, log_servers: tuple[int, int]) -> None:
@@ -450,6 +502,10 @@ class Demo:
         self._env = environment(HOME)
         self._ports = (airflow, (log_servers[0], log_servers[1]))
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ledger: SqlLedger | None = None
+        # When each run was first seen, and its task as seen last.
+        self._under_way: dict[Run, tuple[float, Task]] = {}
+        self._deferrals = 0
 
     def __enter__(self) -> Self:
         HOME.mkdir(exist_ok=True)
@@ -474,6 +530,8 @@ class Demo:
             ignore_signals()
             self.screen.say("\n  Ending all processes.")
         finally:  # also when the terminal is gone
+            if self._ledger is not None:
+                self._ledger.close()
             self._processes.end()
             self._lock.close()
 
@@ -487,7 +545,7 @@ class Demo:
         self.screen.phase("sandbox", began, self.sandbox.page)
         self._wait("airflow", AIRFLOW_START_SECONDS, self.airflow.is_healthy)
         self.airflow.connect(self.sandbox)
-        self._wait("airflow", AIRFLOW_START_SECONDS, self.airflow.knows_dag)
+        self._wait("airflow", AIRFLOW_START_SECONDS, partial(self.airflow.knows_dag, DAG_ID))
         self.screen.phase("airflow standalone", began, self.airflow.url)
 
     def run(self) -> None:
@@ -496,8 +554,9 @@ class Demo:
         :raises DemoError: when it fails, or doesn't end.
         """
         began = time.monotonic()
-        run_id = self.airflow.trigger()
-        while (state := self.airflow.state(run_id)) != "success":
+        self.airflow.unpause(DAG_ID)
+        run = self.airflow.trigger(DAG_ID)
+        while (state := reached(partial(self.airflow.state, run))) != "success":
             waited = time.monotonic() - began
             if state == "failed" or waited > RUN_SECONDS:
                 log = task_log(HOME)
@@ -505,11 +564,29 @@ class Demo:
                     f"After {waited:.0f} s the run of {DAG_ID} is {state or 'out of reach'}. {log} says:\n"
                     f"{last_lines(log)}"
                 )
-            self.keep_up()
-            if summary := reached(self.sandbox.summary):
-                self.screen.progress(self._progress(summary))
+            self.follow()
             time.sleep(POLL_SECONDS)
-        self.screen.phase(f"run of {DAG_ID}", began)
+        self.follow()
+
+    def follow(self) -> None:
+        """Look once at what is under way, show it, and keep Airflow up.
+
+        :raises DemoError: when Airflow or the sandbox ended of itself.
+        """
+        self.keep_up()
+        tasks = reached(self.airflow.tasks)
+        if tasks is None:  # it is being started again
+            return
+        for task in tasks:
+            began, before = self._under_way.get(task.run, (time.monotonic(), task))
+            self._deferrals += task.state == "deferred" and (before is task or before.state != "deferred")
+            self._under_way[task.run] = began, task
+        for run in self._under_way.keys() - {task.run for task in tasks}:
+            if (state := reached(partial(self.airflow.state, run))) in ("success", "failed"):
+                began, task = self._under_way.pop(run)
+                self.screen.phase(f"run of {run.dag_id}: {state}", began, self._standing(task))
+        if tasks:
+            self.screen.progress(self._progress(tasks[0]))
 
     def keep_up(self) -> None:
         """Start Airflow again if it was killed.
@@ -530,7 +607,7 @@ class Demo:
     def show_what_was_sent(self) -> None:
         """Write some of the messages and the closing table.
 
-        :raises DemoError: when a visitor has got two.
+        :raises DemoError: when a visitor has got two, or none.
         """
         messages = self.sandbox.messages()
         by_id = {visitor["visitor_id"]: visitor for visitor in self._visitors}
@@ -540,24 +617,51 @@ class Demo:
                 line = f"  {visitor['first_name']}, {visitor['locale']}, {visitor['timezone']}: {message['text']}"
                 samples.setdefault(visitor["locale"], line)
         reached = len({message["visitorId"] for message in messages})
-        calls = self.sandbox.summary()["counts"]["requests"]
-        twice = len(messages) - reached
-        table = {"visitors": reached, "messages": len(messages), "calls": calls, "twice": twice}
+        standing = self._report(CAMPAIGN_ID)
+        table = {
+            "visitors": reached,
+            "messages": len(messages),
+            "twice": len(messages) - reached,
+            "in doubt": 0 if standing is None else standing.in_doubt,
+            "calls": self.sandbox.summary()["counts"]["requests"],
+            "deferrals": self._deferrals,
+        }
         self.screen.say("\n" + "\n".join(samples.values()))
-        self.screen.say("\n  " + "".join(f"{name:>10}" for name in table))
-        self.screen.say("  " + "".join(f"{number:>10}" for number in table.values()))
-        if twice:
-            raise DemoError(f"{twice} messages went to visitors who had got one before.")
+        self.screen.say("\n  " + "".join(f"{name:>11}" for name in table))
+        self.screen.say("  " + "".join(f"{number:>11}" for number in table.values()))
+        if table["twice"]:
+            raise DemoError(f"{table['twice']} messages went to visitors who had got one before.")
+        if (missed := len(self._visitors) - reached) > table["in doubt"]:
+            raise DemoError(f"{missed} visitors got no message.")
 
     def invite(self) -> None:
-        """Write where to look while the demo stays up."""
+        """Write where to look while the demo stays up, and what to try."""
+        for dag_id in INVITED_DAG_IDS:
+            knows_it = partial(reached, partial(self.airflow.knows_dag, dag_id))
+            self._wait("airflow", AIRFLOW_START_SECONDS, knows_it)
+            self.airflow.unpause(dag_id)
+        airflow = f"AIRFLOW_HOME={quote(str(HOME))} {quote(self._commands['airflow'][0])}"
+        latency = json.dumps({"kind": "latency", "seconds": 3})
         self.screen.say(f"""
   Airflow            {self.airflow.url}  (no password)
   What visitors see  {self.sandbox.page}
   Logs               {HOME / "logs"}
-  Commands           AIRFLOW_HOME={quote(str(HOME))} {quote(self._commands["airflow"][0])} dags list
 
-  Ctrl-C ends it.""")
+  To try, in another terminal, with an eye on what visitors see. What happens is told below.
+
+  1. Kill a task while it sends: everybody still gets the message once. First let Brevo answer slowly and announce
+     another release; the task's process id is shown below while it sends. It is tried again after half a minute.
+       curl --json {quote(latency)} {self.sandbox.page}_sandbox/faults
+       {airflow} dags trigger {DAG_ID} --conf {quote('{"version": "2.1"}')}
+       kill -9 PROCESS
+       curl -X DELETE {self.sandbox.page}_sandbox/faults
+  2. Correct the French typo "exprots", in the messages that have it.
+       {airflow} dags trigger {INVITED_DAG_IDS[0]}
+  3. Take the announcement back.
+       {airflow} dags trigger {INVITED_DAG_IDS[1]}
+
+  Ctrl-C ends it.
+""")
 
     def _start(self, name: str) -> None:
         self._running[name] = self._processes.start(name, self._commands[name], self._env)
@@ -581,12 +685,38 @@ class Demo:
             self.screen.progress(f"  {name}: starting, {waited:.0f} s")
             time.sleep(0.1 if name == "sandbox" else POLL_SECONDS)
 
-    def _progress(self, summary: dict[str, Any]) -> str:
-        sent, quota = summary["counts"]["messages"], summary["quota"]
-        text = f"  {DAG_ID}: {sent} sent, {max(0, len(self._visitors) - sent)} left"
-        if quota["is_open"] and quota["remaining"] < len(self._visitors) - sent:
-            text += f", next window in {quota['reset_in_seconds']:.0f} s"
+    def _progress(self, task: Task) -> str:
+        text = f"  {task.run.dag_id}: {self._standing(task) or 'starting'}; {task.state}"
+        if task.state == "running" and task.pid:
+            text += f", process {task.pid}"
+        if task.state == "deferred":
+            text += ", no worker held"
+            summary = reached(self.sandbox.summary)
+            if summary and summary["quota"]["is_open"]:
+                text += f", next window in {summary['quota']['reset_in_seconds']:.0f} s"
         return text
+
+    def _standing(self, task: Task) -> str:
+        """Tell how the campaign of a task stands; nothing where none is known."""
+        standing = self._report(task.campaign_id)
+        if standing is None:
+            return ""
+        counts = {"in doubt": standing.in_doubt, "withdrawn": standing.withdrawn}
+        more = "".join(f", {count} {name}" for name, count in counts.items() if count)
+        left = standing.due + standing.sending
+        return f"{standing.campaign_id}: {standing.sent} sent, {left} left{more}"
+
+    def _report(self, campaign_id: str | None) -> Report | None:
+        """Find how a campaign stands, by the ledger; None before it is there."""
+        path = HOME / "sib_ledger.db"
+        if campaign_id is None or not path.exists():
+            return None
+        try:
+            if self._ledger is None:
+                self._ledger = SqlLedger(f"sqlite:///{path}")
+            return report(self._ledger, campaign_id)
+        except LedgerError:
+            return None
 
 
 def reached(ask: Callable[[], Any]) -> Any:
@@ -615,9 +745,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description="Starts a sandbox and an Airflow, and runs an announcement.")
     parser.add_argument("--once", action="store_true", help="end when the DAG run has ended")
-    parser.add_argument("--quota", type=int, default=600, help="calls an hour (default: %(default)s)")
+    parser.add_argument("--quota", type=int, default=50, help="calls an hour (default: %(default)s)")
     parser.add_argument(
-        "--hour-seconds", type=float, default=3600, help="how long an hour lasts (default: %(default)s)"
+        "--hour-seconds", type=float, default=25, help="how long an hour lasts (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, TextIOWrapper):
@@ -639,7 +769,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not options.once:
                 demo.invite()
                 while True:
-                    demo.keep_up()
+                    demo.follow()
                     time.sleep(POLL_SECONDS)
     except DemoError as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
