@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection, Context, conf
-    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 else:
     try:
         from airflow.sdk import conf
-        from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
     except ImportError:  # Airflow 3.1
         from airflow.configuration import conf
-        from airflow.exceptions import AirflowFailException, AirflowSkipException
+        from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 __all__ = [
+    "AirflowException",
     "AirflowFailException",
     "AirflowSkipException",
     "conf",
@@ -67,15 +68,14 @@ def get_connection(conn_id: str) -> Connection:
 def get_variable(key: str) -> str | None:
     """Get an Airflow Variable, in whatever process this is.
 
-    The SDK's own ``Variable.get`` takes a failing API server for a Variable that does not exist.
+    Airflow's own ``Variable.get`` takes a failing API server, and in other processes a failing database or secrets
+    backend, for a Variable that does not exist.
 
     :return: its value, or None when there surely is none.
     :raises RuntimeError: when that could not be learnt.
     """
     if not runs_in_airflow():
-        from airflow.models import Variable
-
-        return Variable.get(key, default_var=None)  # type: ignore[no-any-return]  # stored as text
+        return _stored_variable(key)
     from airflow.sdk.exceptions import ErrorType
     from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable, VariableResult
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
@@ -86,6 +86,23 @@ def get_variable(key: str) -> str | None:
     if isinstance(answer, ErrorResponse) and answer.error == ErrorType.VARIABLE_NOT_FOUND:
         return None
     raise RuntimeError(f"Airflow did not tell the value of its Variable {key}: {answer}")
+
+
+def _stored_variable(key: str) -> str | None:
+    from airflow.configuration import ensure_secrets_loaded
+
+    for backend in ensure_secrets_loaded():
+        try:
+            value = backend.get_variable(key=key)
+        except Exception as error:
+            cause = str(getattr(error, "orig", None) or error).partition("\n")[0]
+            raise RuntimeError(
+                f"Airflow's Variable {key} could not be read by {type(backend).__name__} "
+                f"({type(error).__name__}: {cause}); is this process given Airflow's database?"
+            ) from error
+        if value is not None:
+            return value
+    return None
 
 
 def set_variable(key: str, value: str, description: str) -> None:

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
     from airflow_provider_sib.campaign import SqlAudience
-    from airflow_provider_sib.campaign.ledger import Campaign, Delivery, Identity, Ledger
+    from airflow_provider_sib.campaign.ledger import (
+        Campaign,
+        Delivery,
+        Granted,
+        Identity,
+        Ledger,
+        Suppression,
+    )
     from airflow_provider_sib.campaign.report import Report
 
 _DRIVERS = {
@@ -44,8 +51,11 @@ _DRIVER_OPTIONS = {
         "sslmode", "sslcert", "sslkey", "sslrootcert", "sslpassword", "application_name", "options",
         "keepalives", "keepalives_idle", "target_session_attrs", "gssencmode",
     },
-    "mysql+pymysql": {"ssl_ca", "ssl_cert", "ssl_key", "ssl_check_hostname", "unix_socket"},
+    "mysql+pymysql": {
+        "ssl_ca", "ssl_capath", "ssl_cert", "ssl_key", "ssl_cipher", "ssl_check_hostname", "unix_socket",
+    },
 }  # fmt: skip
+_EXTRA_OF_DRIVER = {"postgresql+psycopg2": "postgres", "mysql+pymysql": "mysql"}
 
 EXPORT_COLUMNS = ("visitor_id", "once_key", "state", "reason", "variant", "revision", "message_ids", "at")
 
@@ -98,9 +108,19 @@ def _url(connection: Connection) -> URL:
             f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, in which no ledger can be "
             "kept: use one of type postgres or mysql."
         )
+    extra = connection.extra_dejson
+    if driver == "mysql+pymysql":
+        if not connection.schema:
+            raise AirflowFailException(
+                f"Connection {connection.conn_id!r} names no database in its schema, where the ledger is to be kept."
+            )
+        if isinstance(
+            nested := extra.get("ssl"), dict
+        ):  # as Airflow's own MySQL hook is told of certificates
+            extra = extra | {f"ssl_{name}": value for name, value in nested.items()}
     options = {
         name: str(value)
-        for name, value in connection.extra_dejson.items()
+        for name, value in extra.items()
         if name in _DRIVER_OPTIONS[driver] and value not in (None, "")
     }
     if driver == "mysql+pymysql":
@@ -200,20 +220,15 @@ def open_ledger(place: LedgerPlace, *, to_send: bool) -> Ledger:
     :raises AirflowFailException: when it is not the right one, or not safe to send with.
     :raises LedgerUnavailable: when its database does not answer.
     """
-    from airflow_provider_sib.campaign.ledger import LedgerUnsafe
-    from airflow_provider_sib.campaign.sql_ledger import SqlLedger
-
-    if to_send and place.conn_id is None and (reason := tasks_run_elsewhere()):
+    in_a_file = place.url().get_backend_name() == "sqlite"
+    if to_send and in_a_file and (reason := tasks_run_elsewhere()):
         raise AirflowFailException(
-            f"A campaign needs a ledger that all tasks share, and the default one is a file on one machine: "
+            f"A campaign needs a ledger that all tasks share, and the one here is a file on one machine: "
             f"{reason}. Set [sib] ledger_conn_id (or the operator's ledger_conn_id) to an Airflow connection of "
             "type postgres or mysql. Nothing was sent."
         )
     pin = Pin.read(place)
-    try:
-        ledger = SqlLedger(place.url())
-    except LedgerUnsafe as error:
-        raise AirflowFailException(str(error)) from error
+    ledger = _open(place)
     try:
         identity = ledger.identity()
         if pin is not None:
@@ -227,6 +242,35 @@ def open_ledger(place: LedgerPlace, *, to_send: bool) -> Ledger:
         ledger.close()
         raise
     return ledger
+
+
+def look(place: LedgerPlace) -> Identity:
+    """Tell who the ledger at a place is, the right one or not.
+
+    :raises AirflowFailException: when none can be kept there.
+    :raises LedgerUnavailable: when its database does not answer.
+    """
+    ledger = _open(place)
+    try:
+        return ledger.identity()
+    finally:
+        ledger.close()
+
+
+def _open(place: LedgerPlace) -> Ledger:
+    from airflow_provider_sib.campaign.ledger import LedgerUnsafe
+    from airflow_provider_sib.campaign.sql_ledger import SqlLedger
+
+    url = place.url()
+    try:
+        return SqlLedger(url)
+    except LedgerUnsafe as error:
+        raise AirflowFailException(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise AirflowFailException(
+            f"A ledger in {url.get_backend_name()} needs the package {error.name}: install "
+            f"airflow-provider-sib[{_EXTRA_OF_DRIVER[url.drivername]}]."
+        ) from error
 
 
 def open_to_watch(url: URL, ledger_id: str) -> Ledger:
@@ -323,6 +367,28 @@ class CampaignHook(BaseHook):
 
         return report(self.ledger, campaign_id)
 
+    def quota(self, campaign_id: str) -> Granted:
+        """Tell what is known of the quota of a campaign's connection; asks for none of it.
+
+        :return: the quota and, to compare its moments with, the ledger's clock.
+        :raises UnknownCampaign: when the ledger has none of this id.
+        """
+        from airflow_provider_sib.campaign.engine import Rules
+        from airflow_provider_sib.campaign.ledger import QuotaUse, new_token
+
+        rules = Rules(account=self.ledger.campaign(campaign_id).binding["connection"])
+        return self.ledger.quota(
+            QuotaUse(
+                account=rules.account,
+                bucket=rules.bucket,
+                holder=f"{new_token():x}",
+                flying=0,
+                wanted=0,
+                lease_seconds=0,
+                pace=lambda quota, _: (quota, 0),
+            )
+        )
+
     def pause(self, campaign_id: str) -> Campaign:
         """Stop beginning messages until :meth:`resume`; a task that delivers it waits, deferred.
 
@@ -351,7 +417,6 @@ class CampaignHook(BaseHook):
         changed = self.ledger.set_status(campaign_id, CampaignStatus(status))
         if isinstance(changed, Refusal):
             raise ValueError(f"Campaign {campaign_id!r} is {changed.kept} and cannot be set to {status}.")
-        self.log.info("Campaign %s is %s.", campaign_id, changed.status)
         return changed
 
     def retry(self, campaign_id: str, *, reasons: Collection[str] | None = None) -> int:
@@ -433,6 +498,10 @@ class CampaignHook(BaseHook):
         """Take visitors off the list, forgotten ones too; return how many were on it."""
         return self.ledger.unsuppress(visitor_ids)
 
+    def suppressed(self) -> Iterator[Suppression]:
+        """Iterate over the visitors to whom nothing is sent; of forgotten ones there is no id."""
+        return self.ledger.suppressed()
+
     def forget_visitor(self, visitor_id: str) -> int:
         """Erase a visitor's id and variables in all campaigns.
 
@@ -458,13 +527,12 @@ class CampaignHook(BaseHook):
 
         :return: what is pinned now.
         """
-        from airflow_provider_sib.campaign.sql_ledger import SqlLedger
-
-        ledger = SqlLedger(self.place.url())
-        try:
-            identity = ledger.identity()
-        finally:
-            ledger.close()
+        identity = look(self.place)
         pin = Pin(identity.ledger_id, identity.claims)
         pin.write(self.place)
+        if Pin.read(self.place) != pin:
+            raise RuntimeError(
+                f"Airflow did not keep the Variable {self.place.pin_key!r}: is it set elsewhere too, in the "
+                "environment or a secrets backend? There it counts first."
+            )
         return pin
