@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from airflow_provider_sib import check
+from airflow_provider_sib import check, cli
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m airflow_provider_sib", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (check,):
+    for module in (check, cli):
         module.add_command(commands)
     options = parser.parse_args(arguments)
     status: int = options.run(options)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -355,6 +356,7 @@ def test_a_connection_that_holds_no_ledger_is_refused(monkeypatch, connection, s
 
 def server_place(kind: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[LedgerPlace]:
     """Make a place on a real server, and the Airflow connection ``ledger`` to it."""
+    pytest.importorskip("psycopg2" if kind == "postgresql" else "pymysql")
     database, engine, drop = make_database(kind)
     url = database.url
     monkeypatch.setenv(
@@ -413,6 +415,7 @@ def test_a_ledger_on_a_server_is_pinned_under_its_connection(airflow_db, monkeyp
     ],
 )
 def test_a_database_that_says_no_is_told_of_without_the_password(airflow_db, monkeypatch, connection):
+    pytest.importorskip("psycopg2" if connection.startswith("postgres") else "pymysql")
     monkeypatch.setenv("AIRFLOW_CONN_LEDGER", connection.replace("{secret}", quote(SECRET, safe="")))
     with CampaignHook("ledger") as hook, pytest.raises(LedgerUnavailable) as refused:
         hook.list()
@@ -421,6 +424,14 @@ def test_a_database_that_says_no_is_told_of_without_the_password(airflow_db, mon
         shown, causes = shown + str(causes) + repr(causes), causes.__cause__ or causes.__context__
     assert SECRET not in shown
     assert quote(SECRET, safe="") not in shown
+
+
+@pytest.mark.parametrize(("kind", "driver"), [("postgres", "psycopg2"), ("mysql", "pymysql")])
+def test_a_missing_driver_is_told_how_to_be_had(airflow_db, monkeypatch, kind, driver):
+    monkeypatch.setitem(sys.modules, driver, None)  # what the import system takes for "not there"
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER", f"{kind}://ann@db.example/ledgers")
+    with pytest.raises(AirflowFailException, match=rf"install airflow-provider-sib\[{kind}\]"):
+        open_ledger(LedgerPlace("ledger"), to_send=True)
 
 
 # control

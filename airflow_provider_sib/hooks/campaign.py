@@ -114,9 +114,8 @@ def _url(connection: Connection) -> URL:
             raise AirflowFailException(
                 f"Connection {connection.conn_id!r} names no database in its schema, where the ledger is to be kept."
             )
-        if isinstance(
-            nested := extra.get("ssl"), dict
-        ):  # as Airflow's own MySQL hook is told of certificates
+        # As Airflow's own MySQL hook is told of certificates.
+        if isinstance(nested := extra.get("ssl"), dict):
             extra = extra | {f"ssl_{name}": value for name, value in nested.items()}
     options = {
         name: str(value)
