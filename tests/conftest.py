@@ -6,6 +6,7 @@ import atexit
 import json
 import logging
 import os
+import runpy
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from airflow.sdk import DAG
 
     from airflow_provider_sib.hooks.campaign import CampaignHook
 
@@ -62,6 +65,35 @@ def campaigns(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Variable.delete(LedgerPlace(None).pin_key)
     with CampaignHook() as hook:
         yield hook
+
+
+@pytest.fixture
+def dag_of(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], DAG]:
+    """Make the source of a DAG file, as the documents show it, the one file of a bundle, and give its DAG.
+
+    A run reads the whole bundle, so one that grew would slow it. Beside the file is `include/visitors.csv`.
+    """
+    from airflow.sdk import DAG
+
+    bundle = tmp_path / "my_dags"
+    shutil.copytree(BUNDLES["dags-folder"] / "include", bundle / "include")
+    name = "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"
+    mine = {
+        "name": "documents",
+        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+        "kwargs": {"path": str(bundle)},
+    }
+    monkeypatch.setenv(name, json.dumps([mine]))
+
+    def _dag_of(stem: str, source: str) -> DAG:
+        for earlier in bundle.glob("*.py"):
+            earlier.unlink()
+        (bundle / f"{stem}.py").write_text(source)
+        values = runpy.run_path(str(bundle / f"{stem}.py")).values()
+        (dag,) = {value for value in values if isinstance(value, DAG)}
+        return dag
+
+    return _dag_of
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,261 @@
+"""What docs/ shows is true: its links lead somewhere, its code runs as shown, in the order of the page."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_sib.campaign.report import hours_table
+from airflow_provider_sib.hooks import SibConversationsHook
+from airflow_provider_sib.hooks.campaign import LedgerPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.sdk import DAG
+
+    from airflow_provider_sib.hooks import CampaignHook
+    from airflow_provider_sib.sandbox import Sandbox
+
+REPOSITORY = Path(__file__).parent.parent
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+
+VISITORS = 64
+"""Rows of the file beside the DAGs."""
+
+WAITS = {"Send windows and last moments"}
+"""Sections whose DAG waits for nine o'clock: it is parsed, and what it does is tested with the engine."""
+
+OTHERS = {"live-account.md", "command-line.md"}
+"""Pages whose code has tests of its own: test_check.py, test_cli.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block of a page, and the section it is in."""
+
+    section: str
+    language: str
+    source: str
+
+
+def blocks(page: str) -> list[Block]:
+    found, section = [], ""
+    for heading, language, source in re.findall(
+        r"^#+ ([^\n]+)$|^```(\w+)\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL
+    ):
+        section = heading or section
+        if language:
+            found.append(Block(section, language, source))
+    return found
+
+
+def headings(file: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```$", "", file.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize(
+    ("page", "target"),
+    [
+        (page, target)
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", (DOCS / page).read_text()))
+        if not target.startswith("https://")  # another's page: CI reaches no network
+    ],
+)
+def test_links_lead_somewhere(page, target):
+    path, _, anchor = target.partition("#")
+    file = (DOCS / path).resolve() if path else DOCS / page
+    assert file.exists()
+    assert not anchor or anchor in headings(file)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_index_leads_to_every_page(page):
+    assert page == "index.md" or f"({page})" in (DOCS / "index.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        line
+        for page in sorted({*PAGES} - OTHERS)
+        for block in blocks(page)
+        for line in block.source.splitlines()
+        if line.startswith("export AIRFLOW_CONN_")
+    ],
+)
+def test_a_connection_that_is_shown_is_one(monkeypatch, line):
+    name, value = line.removeprefix("export ").split("=", 1)
+    monkeypatch.setenv(name, value.strip("'"))
+    conn_id = name.removeprefix("AIRFLOW_CONN_").lower()
+    if conn_id == "campaigns_ledger":
+        assert LedgerPlace(conn_id).url().get_backend_name() == "postgresql"
+    else:
+        assert SibConversationsHook(conn_id).settings.problems == ()
+
+
+@pytest.mark.parametrize(
+    "row",
+    re.findall(
+        r"^\| ([\d,]+) \| ([\d.]+) h \| ([\d.]+) h \| ([\d.]+) h \|$",
+        (DOCS / "quota.md").read_text(),
+        re.MULTILINE,
+    ),
+)
+def test_the_hours_of_the_quota_page_are_arithmetic(row):
+    assert [float(hours) for hours in row[1:]] == [
+        hours for _, hours in hours_table(int(row[0].replace(",", "")))
+    ]
+
+
+@dataclass(slots=True)
+class Reader:
+    """Somebody who tries out a page, block by block, on a sandbox and a ledger of their own."""
+
+    sandbox: Sandbox
+    campaigns: CampaignHook
+    dag_of: Callable[[str, str], DAG]
+    last: DAG | None = None
+
+    def do(self, block: Block) -> None:
+        if "with DAG(" in block.source:
+            name = re.search(r'DAG\("(\w+)"', block.source)[1]
+            self.last = self.dag_of(name, block.source)
+            if block.section not in WAITS:
+                self.run()
+            return
+        namespace: dict[str, Any] = {}
+        exec(compile(block.source, block.section, "exec"), namespace)
+        for name, value in namespace.items():
+            if name.startswith("test_"):
+                value(self.sandbox)
+
+    def run(self, conf=None):
+        """Run the last DAG that was shown; all its tasks end well."""
+        states = {ti.task_id: ti.state for ti in self.last.test(run_conf=conf).get_task_instances()}
+        assert set(states.values()) == {"success"}, states
+
+    def said(self, start: str) -> list[dict[str, Any]]:
+        """Give the messages that begin like this and are still there."""
+        return [m for m in self.sandbox.messages() if m["text"].startswith(start) and not m["deleted"]]
+
+
+def nothing(reader):
+    """Where there is nothing to see, running is enough."""
+
+
+def lose_an_answer(reader):
+    reader.sandbox.fault("hang_up_after", times=1)
+
+
+def announced_once(reader):
+    reader.run()
+    assert set(Counter(message["visitorId"] for message in reader.said("Version 2.0")).values()) == {1}
+    assert len(reader.said("Version 2.0")) == VISITORS
+
+
+def personalised(reader):
+    report = reader.campaigns.report("release-2.1")
+    assert (report.status, report.in_doubt, report.sent + 1 + report.skipped) == ("finished", 1, VISITORS)
+    assert report.skipped_by.keys() == {"holdout"}
+    assert report.variants.keys() == {"short", "with_offer"}
+    texts = {message["text"] for message in reader.sandbox.messages()}
+    assert "Version 2.1 is out, and half price until Friday." in texts
+    assert "Version 2.1 is out." in texts
+    assert any(text.startswith("Bonjour") for text in texts)
+
+
+def told_from_rows(reader):
+    assert [m["text"] for m in reader.said("Ann")] == ["Ann, your trial ends in 3 days."]
+
+
+def rehearsed(reader):
+    assert {campaign.campaign_id for campaign in reader.campaigns.list()}.isdisjoint({"release-2.2"})
+    reader.run({"rehearse": False})
+    assert reader.campaigns.report("release-2.2").sent == VISITORS
+
+
+def a_twentieth(reader):
+    report = reader.campaigns.report("new-editor")
+    assert (report.status, report.sent) == ("running", 4)  # of 64, rounded up
+
+
+def suppressed(reader):
+    assert "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg" not in {m["visitorId"] for m in reader.said("Did you know")}
+
+
+def running_again(reader):
+    assert reader.campaigns.report("new-editor").status == "running"
+
+
+def settled(reader):
+    (doubt,) = reader.campaigns.deliveries("release-2.1", states=["in_doubt"])
+    reader.campaigns.settle("release-2.1", doubt.key, sent=True)
+    assert reader.campaigns.report("release-2.1").in_doubt == 0
+
+
+def corrected(reader):
+    assert len(reader.said("Version 2.0 is out: dark mode, and exports without limit.")) == VISITORS
+
+
+def withdrawn(reader):
+    assert reader.said("Version 2.0") == []
+
+
+def told_per_order(reader):
+    reader.run()
+    assert sorted(m["text"] for m in reader.said("Your order")) == [
+        "Your order A-17 is shipped.",
+        "Your order A-18 is packed.",
+    ]
+
+
+def asked_nobody_yet(reader):
+    assert reader.campaigns.report("release-2.1-question").total == 0
+
+
+BEFORE = {"Personalise": lose_an_answer}
+AFTER = {
+    "Announce": announced_once,
+    "Personalise": personalised,
+    "Choose the audience": told_from_rows,
+    "Rehearse": rehearsed,
+    "Begin with a canary": a_twentieth,
+    "Caps and suppression": suppressed,
+    "Watch, pause, resume, abort": running_again,
+    "Settle doubts": settled,
+    "Correct the text": corrected,
+    "Withdraw": withdrawn,
+    "Two kinds of audience": told_per_order,
+    "A second message to the same people": asked_nobody_yet,
+}
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES} - OTHERS))
+def test_the_code_of_a_page_does_what_the_page_says(page, campaigns, sib_sandbox, dag_of):
+    reader = Reader(sib_sandbox, campaigns, dag_of)
+    sib_sandbox.configure(quota=10_000)
+    shown = [block for block in blocks(page) if block.language == "python"]
+    for section, of_section in groupby(shown, key=attrgetter("section")):
+        BEFORE.get(section, nothing)(reader)
+        for block in of_section:
+            reader.do(block)
+        AFTER.get(section, nothing)(reader)
+
+
+def test_every_check_belongs_to_a_section():
+    sections = {block.section for page in PAGES for block in blocks(page)}
+    assert {*BEFORE, *AFTER, *WAITS} <= sections
