@@ -223,6 +223,12 @@ def told_per_order(reader):
     ]
 
 
+def told_once(reader):
+    reader.run()
+    assert len(reader.said("The parcel of order A-17")) == 1
+    assert [c.campaign_id for c in reader.campaigns.list() if c.campaign_id == "once:tell_once.tell"]
+
+
 def asked_nobody_yet(reader):
     assert reader.campaigns.report("release-2.1-question").total == 0
 
@@ -241,6 +247,7 @@ AFTER = {
     "Withdraw": withdrawn,
     "Two kinds of audience": told_per_order,
     "A second message to the same people": asked_nobody_yet,
+    "A single message, once": told_once,
 }
 
 
