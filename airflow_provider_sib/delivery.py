@@ -100,6 +100,8 @@ class Courier:
     :param client: makes the client, as an asynchronous context manager: one that repeats nothing
         (``Retries(attempts=1)``, ``rate_limit_wait_seconds=0``), since the engine decides on that.
     :param max_in_flight: as the engine's rules have it.
+    :param connections: requests on the wire at the same time; None: ``max_in_flight``. Fewer keep the wire busy
+        while the ledger is told.
     :param defer_after_seconds: longer waits end the run; None: never.
     :param progress: called in the event loop about once a ``progress_seconds`` with the engine's tally and, while
         it waits, why.
@@ -114,6 +116,7 @@ class Courier:
         client: Callable[[], AbstractAsyncContextManager[Client]],
         *,
         max_in_flight: int,
+        connections: int | None = None,
         defer_after_seconds: float | None = 60.0,
         progress: Callable[[dict[str, Json], Wait | None], None] | None = None,
         progress_seconds: float = 60.0,
@@ -122,7 +125,8 @@ class Courier:
     ) -> None:
         self._engine = engine
         self._client_of = client
-        self._batch = max(1, max_in_flight // 8)
+        self._batch = max(1, max_in_flight // 4)
+        self._connections = min(connections or max_in_flight, max_in_flight)
         self._defer_after = defer_after_seconds
         self._progress = progress
         self._progress_seconds = progress_seconds
@@ -131,7 +135,8 @@ class Courier:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told_to_stop = False
         self._outcomes: list[Outcome] = []
-        self._flying: set[asyncio.Task[None]] = set()
+        self._flying = 0
+        self._waiting: Wait | None = None
         self._failure: Exception | None = None
 
     def run(self) -> Wait | Done | Stopped:
@@ -159,9 +164,11 @@ class Courier:
         """Deliver, in a running event loop; see :meth:`run`."""
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
+        self._queue: asyncio.Queue[Request] = asyncio.Queue()
         self._watched_by = self._parent()
         with ThreadPoolExecutor(1, thread_name_prefix="sib-ledger") as self._ledger:
             async with self._client_of() as self._client:
+                self._tasks = [asyncio.create_task(self._work()) for _ in range(self._connections)]
                 watch = asyncio.create_task(self._watch())
                 try:
                     end = await self._deliver()
@@ -173,20 +180,20 @@ class Courier:
                     raise
                 finally:
                     watch.cancel()
+                    await self._land(0.0)
                 await self._leave(end.until_ms if isinstance(end, Wait) else None)
         if self._failure is not None:
             raise self._failure
         return end
 
     async def _deliver(self) -> Wait | Done | Stopped:
-        while True:
+        while not self._told_to_stop:
             step = await self._ask()
-            if self._told_to_stop:
-                return await self._stop(step)
             match step:
                 case Send(requests):
+                    self._flying += len(requests)
                     for request in requests:
-                        self._begin(request)
+                        self._queue.put_nowait(request)
                     await self._batch_of_news(None)
                 case Wait(seconds=seconds) if self._flying or self._outcomes:
                     await self._batch_of_news(seconds)
@@ -198,15 +205,6 @@ class Courier:
                     await self._batch_of_news(None)
                 case Stopped() | Done():
                     return step
-
-    async def _stop(self, step: Step) -> Stopped:
-        """Begin nothing more, wait for what is in flight for seconds, give up the rest as unknown."""
-        if isinstance(step, Send):
-            now = self._clock()
-            self._outcomes += [
-                Outcome(request=request, fate=Fate.UNBEGUN, began_at=now, ended_at=now, made=False)
-                for request in step.requests
-            ]
         await self._land(DRAIN_SECONDS)
         return Stopped("interrupted")
 
@@ -220,12 +218,20 @@ class Courier:
         self._engine.take(outcomes)
 
     async def _land(self, seconds: float) -> None:
-        if self._flying and seconds:
-            await asyncio.wait(self._flying, timeout=seconds)
-        for task in self._flying:
+        """Begin nothing more, wait for what is in flight for seconds, give up the rest as unknown."""
+        now = self._clock()
+        while not self._queue.empty():
+            self._landed(self._queue.get_nowait(), Fate.UNBEGUN, now, made=False)
+        try:
+            async with asyncio.timeout(seconds):
+                while self._flying:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            pass
+        for task in self._tasks:
             task.cancel()
-        if self._flying:
-            await asyncio.wait(self._flying)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _is_short(self, wait: Wait) -> bool:
         if self._defer_after is None:
@@ -256,8 +262,6 @@ class Courier:
                 await self._news.wait()
         except TimeoutError:
             return
-
-    _waiting: Wait | None = None
 
     async def _watch(self) -> None:
         """Stop when nobody watches over this process any more; tell of the progress."""
@@ -301,13 +305,16 @@ class Courier:
             await asyncio.sleep(0.1 if self._told_to_stop else pause)
             pause = min(2 * pause, 5.0)
 
-    def _begin(self, request: Request) -> None:
-        task = asyncio.create_task(self._perform(request))
-        self._flying.add(task)
-        task.add_done_callback(self._landed)
+    async def _work(self) -> None:
+        """Perform requests, one at a time."""
+        while True:
+            await self._perform(await self._queue.get())
 
-    def _landed(self, task: asyncio.Task[None]) -> None:
-        self._flying.discard(task)
+    def _landed(self, request: Request, fate: Fate, began_at: float, **facts: Any) -> None:
+        self._flying -= 1
+        self._outcomes.append(
+            Outcome(request=request, fate=fate, began_at=began_at, ended_at=self._clock(), **facts)
+        )
         count = len(self._outcomes)
         if count == 1 or count >= self._batch or not self._flying:
             self._news.set()
@@ -329,14 +336,13 @@ class Courier:
             fate, facts = _fate_of(error)
         except asyncio.CancelledError:
             # Told to stop: whether Brevo got it, nobody knows.
-            fate, facts = Fate.UNKNOWN, {"reason": "stopped"}
+            self._landed(request, Fate.UNKNOWN, began_at, reason="stopped")
+            raise
         except Exception as error:  # noqa: BLE001  a row that was claimed must get an outcome, whatever happened
             fate, facts = Fate.UNKNOWN, {"reason": type(error).__name__}
             self._failure = self._failure or error
             self.stop()
-        self._outcomes.append(
-            Outcome(request=request, fate=fate, began_at=began_at, ended_at=self._clock(), **facts)
-        )
+        self._landed(request, fate, began_at, **facts)
 
 
 def _call_of(request: Request) -> Call[Any]:

@@ -94,10 +94,10 @@ def uptime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-# What a driver is handed, and what it gives back
+# What a driver is handed, and what it gives back. A request is equal to itself only: each is made once.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Post:
     """Send a message, unless it is later than ``deadline`` on the engine's clock."""
 
@@ -111,7 +111,7 @@ class Post:
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Put:
     """Give a message another text."""
 
@@ -120,7 +120,7 @@ class Put:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Delete:
     """Delete a message."""
 
@@ -128,7 +128,7 @@ class Delete:
     message_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Look:
     """Ask for a message, to see whether it is there, or (None: for one that can't be) whether Brevo answers."""
 

@@ -166,59 +166,62 @@ def _left(quota: Quota, rate: Rate, holder: str, flying: int, now_ms: int) -> in
 
 
 def _observed(quota: Quota, seen: Seen, rate: Rate, now_ms: int) -> Quota:
+    """Take in what one request told."""
     if not seen.spent:
         return quota
     begun_ms = now_ms - round(seen.begun_ago * 1000)
     ended_ms = now_ms - round(seen.ended_ago * 1000)
-    if quota.window_at_ms is None:
-        quota = replace(quota, window_at_ms=begun_ms)
-    elif begun_ms < quota.window_at_ms:
+    window_at_ms = begun_ms if quota.window_at_ms is None else quota.window_at_ms
+    if begun_ms < window_at_ms:
         # It began before the window that is being learnt, and tells about the one before.
         return quota
-    window_at_ms = quota.window_at_ms or begun_ms
-    by_length = window_at_ms + round(rate.window_seconds * 1000)
-    told = None if seen.reset_in_seconds is None else ended_ms + round(seen.reset_in_seconds * 1000)
-    if seen.refused:
-        return replace(
-            quota,
-            limit=seen.limit or quota.limit,
-            remaining=0,
-            # Nobody told when: an hour after the window began, or, was this its first request, after that one.
-            reset_at_ms=max(by_length, ended_ms) if told is None else told,
-            seen_at_ms=ended_ms,
-        )
     limit = seen.limit or quota.limit or rate.requests_per_hour
+    by_length = window_at_ms + round(rate.window_seconds * 1000)
+    reset_at_ms = by_length
+    if seen.reset_in_seconds is not None:
+        reset_at_ms = ended_ms + round(seen.reset_in_seconds * 1000)
+    known = quota.remaining if quota.remaining is not None else -1
     # A window that has passed is no measure for what an answer out of the next one tells.
-    fresh = quota.remaining is None or begun_ms >= rate.shut_until_ms(quota.reset_at_ms or 0)
-    if seen.remaining is None:
-        if fresh:
-            # Where headers told the limit once, counting goes on with it without them.
-            remaining = None if limit is None else limit - 1
-            reset_at_ms = by_length if told is None else told
-        else:
-            remaining = max(0, (quota.remaining or 0) - 1)
-            reset_at_ms = told or quota.reset_at_ms or by_length
-        return replace(
-            quota, limit=limit, remaining=remaining, reset_at_ms=None if remaining is None else reset_at_ms
-        )
-    reset_at_ms = by_length if told is None else told
-    after_closing = fresh and quota.remaining is not None
-    # Answers come late by up to their own duration, and in whole seconds.
-    if not fresh and reset_at_ms - (ended_ms - begun_ms) > (quota.reset_at_ms or 0) + 1500:
-        fresh = seen.remaining > (quota.remaining or 0)
-        window_at_ms = begun_ms if fresh else window_at_ms
-    remaining = seen.remaining if fresh else min(seen.remaining, quota.remaining or 0)
-    if after_closing and limit:
-        # Don't come back for a trickle: where the window slides, wait until a tenth of the limit is free.
-        missing = min(limit // 10, limit - rate.kept_back(limit) - 1) - (remaining - rate.kept_back(limit))
-        if missing > 0:
-            waiting = missing / limit * rate.window_seconds
-            remaining, reset_at_ms = 0, max(reset_at_ms, ended_ms + round(waiting * 1000))
-    return replace(
-        quota,
+    fresh = known < 0 or begun_ms >= rate.shut_until_ms(quota.reset_at_ms or 0)
+    remaining: int | None
+    if seen.refused:
+        # Where nobody tells when: an hour after the window began, or after this.
+        remaining, reset_at_ms = 0, max(reset_at_ms, ended_ms)
+        limit = seen.limit or quota.limit
+    elif seen.remaining is None:
+        # Counted, where the limit is known; where it isn't, nothing is known but that one more went through.
+        remaining = max(0, known - 1) if not fresh else None if limit is None else limit - 1
+        if not fresh and seen.reset_in_seconds is None:
+            reset_at_ms = quota.reset_at_ms or by_length
+    elif fresh:
+        remaining = seen.remaining
+        if known >= 0 and limit:
+            remaining, reset_at_ms = _no_trickle(remaining, reset_at_ms, limit, rate, ended_ms)
+    elif (
+        # Answers come late by up to their own duration, and tell whole seconds.
+        seen.remaining > known and reset_at_ms - (ended_ms - begun_ms) > (quota.reset_at_ms or 0) + 1500
+    ):
+        # A new window has begun although the old one was believed in.
+        remaining, window_at_ms = seen.remaining, begun_ms
+    else:
+        remaining = min(seen.remaining, known)
+    # Not `replace`, which takes thrice as long, once per message.
+    return Quota(
         limit=limit,
         remaining=remaining,
-        reset_at_ms=reset_at_ms,
-        seen_at_ms=ended_ms,
+        reset_at_ms=None if remaining is None else reset_at_ms,
+        seen_at_ms=quota.seen_at_ms if seen.remaining is None else ended_ms,
         window_at_ms=window_at_ms,
+        probe=quota.probe,
+        probe_until_ms=quota.probe_until_ms,
+        holders=quota.holders,
     )
+
+
+def _no_trickle(remaining: int, reset_at_ms: int, limit: int, rate: Rate, ended_ms: int) -> tuple[int, int]:
+    """Where the window slides, wait until a tenth of the limit is free rather than come back for each request."""
+    usable = limit - rate.kept_back(limit)
+    missing = min(limit // 10, usable - 1) - (remaining - rate.kept_back(limit))
+    if missing <= 0:
+        return remaining, reset_at_ms
+    return 0, max(reset_at_ms, ended_ms + round(missing / limit * rate.window_seconds * 1000))
