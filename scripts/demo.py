@@ -651,7 +651,7 @@ class Demo:
 
   1. Kill a task while it sends: everybody still gets the message once. First let Brevo answer slowly and announce
      another release; the task's process id is shown below while it sends. It is tried again after half a minute.
-       curl --json {quote(latency)} {self.sandbox.page}_sandbox/faults
+       curl -H content-type:application/json -d {quote(latency)} {self.sandbox.page}_sandbox/faults
        {airflow} dags trigger {DAG_ID} --conf {quote('{"version": "2.1"}')}
        kill -9 PROCESS
        curl -X DELETE {self.sandbox.page}_sandbox/faults
