@@ -112,7 +112,7 @@ def cycle(ledger: SqlLedger, before: Cycled | None, campaign: str, wanted: int =
 
 def settle(ledger: SqlLedger, rows: int, campaign: str) -> None:
     """Send to so many more, quickly, so that an audience is half sent or nearly done."""
-    with ledger._engine.connect() as conn:  # noqa: SLF001 - a state that takes hours to reach
+    with ledger._database.engine.connect() as conn:  # noqa: SLF001 - a state that takes hours to reach
         conn.exec_driver_sql(
             "UPDATE sib_delivery SET state = 2, claim = 1, message = 'm', revision = 1 WHERE state = 0"
             f" AND part = (SELECT part FROM sib_campaign WHERE campaign = '{campaign}') AND seq <="

@@ -258,6 +258,20 @@ def test_the_place_is_the_operators_else_the_configured_one_else_the_file(monkey
     assert LedgerPlace.configured("mine") == LedgerPlace("mine")
 
 
+@pytest.mark.parametrize(
+    ("place", "command"),
+    [
+        (FILE, "python -m airflow_provider_sib campaigns show 'a b'"),
+        (
+            LedgerPlace("shared"),
+            "python -m airflow_provider_sib campaigns show 'a b' --ledger-conn-id shared",
+        ),
+    ],
+)
+def test_a_command_in_a_message_can_be_copied_into_a_shell(place, command):
+    assert place.command("campaigns", "show", "a b") == command
+
+
 # addresses
 
 SECRET = "p@ss:w/ö?r#d%20&=+ '\""

@@ -721,9 +721,8 @@ class SendEngine(_Work):
                 cycle, at = self._undone
                 self._undone = replace(cycle, next_wake_ms=until_ms, quota=replace(cycle.quota, wanted=0)), at
             # A cycle that was cut off may have claimed rows, whose requests were never handed out.
-            self._results += [
-                Result(row.rank, row.claim, State.PENDING) for row in self._cycle(wanted=0).claimed
-            ]
+            claimed = self._cycle(wanted=0).claimed
+            self._results += [Result(row.rank, row.claim, State.PENDING) for row in claimed]
             if not self._results and not self._ended:
                 return
 

@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -85,6 +86,14 @@ class LedgerPlace:
         :raises AirflowFailException: when the connection is of a kind that holds no ledger.
         """
         return _file_url() if self.conn_id is None else _url(_compat.get_connection(self.conn_id))
+
+    def command(self, *words: str) -> str:
+        """Write the command that does something with this ledger, to be copied into a shell.
+
+        :param words: such as ``campaigns``, ``show`` and a campaign's id.
+        """
+        option = ("--ledger-conn-id", self.conn_id) if self.conn_id else ()
+        return shlex.join(("python", "-m", "airflow_provider_sib", *words, *option))
 
     async def aurl(self) -> URL:
         """Give the same where waiting must not block: in a trigger."""
@@ -171,7 +180,7 @@ class Pin:
             raise AirflowFailException(
                 f"Airflow's Variable {place.pin_key!r}, which says which ledger is the right one, cannot be read "
                 f"({type(error).__name__}), so nothing is sent. If the ledger is the right one, run "
-                f"`python -m airflow_provider_sib ledger adopt{_option(place)}`."
+                f"`{place.command('ledger', 'adopt')}`."
             ) from error
 
     def write(self, place: LedgerPlace) -> None:
@@ -202,12 +211,8 @@ class Pin:
             return
         raise AirflowFailException(
             f"{trouble} Nothing is sent. Bring the right ledger back; or, if you accept that visitors may be "
-            f"written to twice, run `python -m airflow_provider_sib ledger adopt{_option(place)}`."
+            f"written to twice, run `{place.command('ledger', 'adopt')}`."
         )
-
-
-def _option(place: LedgerPlace) -> str:
-    return f" --ledger-conn-id {place.conn_id}" if place.conn_id else ""
 
 
 def open_ledger(place: LedgerPlace, *, to_send: bool) -> Ledger:

@@ -163,8 +163,8 @@ class CampaignTask:
         match stopped.reason:
             case "aborted":
                 raise AirflowFailException(
-                    f"Campaign {name!r} was aborted. To go on, resume it (`python -m airflow_provider_sib campaigns "
-                    f"resume {name}`) and clear this task."
+                    f"Campaign {name!r} was aborted. To go on, resume it "
+                    f"(`{self.place.command('campaigns', 'resume', name)}`) and clear this task."
                 )
             case "unauthorized":
                 raise AirflowFailException(
@@ -173,8 +173,8 @@ class CampaignTask:
                 ) from stopped.error
             case "max_failure_share":
                 raise AirflowFailException(
-                    f"Campaign {name!r} stopped, since too many messages failed or are in doubt. See `python -m "
-                    f"airflow_provider_sib campaigns show {name}` for the reasons; clear this task to go on."
+                    f"Campaign {name!r} stopped, since too many messages failed or are in doubt. See "
+                    f"`{self.place.command('campaigns', 'show', name)}` for the reasons; clear this task to go on."
                 )
             case reason:
                 raise RuntimeError(f"Campaign {name!r} was {reason}; the next try goes on with it.")
@@ -468,6 +468,17 @@ class SendCampaignOperator(_CampaignOperator):
         ledger, settings = task.ledger, task.settings
         announcement = self._announcement()
         enroller = self._enroller(announcement)
+        rules = task.rules(
+            reserve=self.reserve,
+            max_in_flight=self._in_flight(),
+            send_window=self.send_window,
+            frequency_cap=self.frequency_cap,
+            not_after_ms=_moment_ms("not_after", self.not_after, context),
+            agent_id=self.agent_id or (None if self.group_id else settings.agent_id),
+            group_id=self.group_id or (None if self.agent_id else settings.group_id),
+            max_failure_share=self.max_failure_share,
+            resend_doubts=self.on_doubt == "resend",
+        )
         open_campaign(
             ledger,
             self.campaign_id,
@@ -479,7 +490,8 @@ class SendCampaignOperator(_CampaignOperator):
             # A template may render to another text at each resume: it goes on with the ledger's.
             announcement=None if resumed else announcement,
             each_run=self.enrol == "each_run",
-            settings={"dag_id": self.dag_id, "task_id": self.task_id} | self._shown_rules(),
+            settings={"dag_id": self.dag_id, "task_id": self.task_id, "reserve": rules.rate.reserve}
+            | self._shown_rules(),
         )
         if not resumed:
             enrolled = enrol(
@@ -500,21 +512,7 @@ class SendCampaignOperator(_CampaignOperator):
         if self.suppress is not None:
             rows = self._read(self.suppress, ledger)
             ledger.exclude(self.campaign_id, (row.visitor_id for row in rows if isinstance(row, Row)))
-        engine = SendEngine(
-            ledger,
-            self.campaign_id,
-            task.rules(
-                reserve=self.reserve,
-                max_in_flight=self._in_flight(),
-                send_window=self.send_window,
-                frequency_cap=self.frequency_cap,
-                not_after_ms=_moment_ms("not_after", self.not_after, context),
-                agent_id=self.agent_id or (None if self.group_id else settings.agent_id),
-                group_id=self.group_id or (None if self.agent_id else settings.group_id),
-                max_failure_share=self.max_failure_share,
-                resend_doubts=self.on_doubt == "resend",
-            ),
-        )
+        engine = SendEngine(ledger, self.campaign_id, rules)
         engine.begin(
             resumed=resumed,
             fraction=_number("fraction", self.fraction, above=0, most=1),
@@ -597,10 +595,10 @@ class SendCampaignOperator(_CampaignOperator):
         if told.in_doubt:
             self.log.warning(
                 "Campaign %s: %d messages are in doubt: nobody knows whether they were delivered, and they are not "
-                "sent again. `python -m airflow_provider_sib campaigns deliveries %s --state in_doubt` names them.",
+                "sent again. `%s` names them.",
                 self.campaign_id,
                 told.in_doubt,
-                self.campaign_id,
+                task.place.command("campaigns", "deliveries", self.campaign_id, "--state", "in_doubt"),
             )
         tally = engine.tally()
         return self._finish(
@@ -639,11 +637,10 @@ class _EditOperator(_CampaignOperator):
         told = report(task.ledger, self.campaign_id)
         if told.in_doubt:
             self.log.warning(
-                "Campaign %s: %d messages in doubt could not be changed, their ids being unknown. `python -m "
-                "airflow_provider_sib campaigns deliveries %s --state in_doubt` names them.",
+                "Campaign %s: %d messages in doubt could not be changed, their ids being unknown. `%s` names them.",
                 self.campaign_id,
                 told.in_doubt,
-                self.campaign_id,
+                task.place.command("campaigns", "deliveries", self.campaign_id, "--state", "in_doubt"),
             )
         return self._finish(context, told, run=engine.tally())
 

@@ -16,6 +16,7 @@ from airflow_provider_sib.campaign.ledger import Delivery, Ledger, State
 from airflow_provider_sib.operators.campaign import opened
 
 if TYPE_CHECKING:
+    from airflow_provider_sib.operators.campaign import CampaignTask
     from airflow_provider_sib.operators.messages import SendPushedMessageOperator
 
 # The text is a variable of the one recipient: data, never a template.
@@ -66,9 +67,7 @@ def send_once(operator: SendPushedMessageOperator, once_key: str) -> dict[str, A
         engine = SendEngine(ledger, campaign_id, rules)
         engine.begin(resumed=False)
         task.drive(engine, max_in_flight=1)
-        return _result(
-            _found(ledger, campaign_id, once_key, enroller.draw(once_key)[0]), campaign_id, once_key
-        )
+        return _result(_found(ledger, campaign_id, once_key, enroller.draw(once_key)[0]), task, once_key)
 
 
 def _found(ledger: Ledger, campaign_id: str, once_key: str, rank: int) -> Delivery:
@@ -79,7 +78,7 @@ def _found(ledger: Ledger, campaign_id: str, once_key: str, rank: int) -> Delive
     return next(delivery for delivery in unsent if delivery.key == once_key)
 
 
-def _result(delivery: Delivery, campaign_id: str, once_key: str) -> dict[str, Any]:
+def _result(delivery: Delivery, task: CampaignTask, once_key: str) -> dict[str, Any]:
     told = {"onceKey": once_key, "visitorId": delivery.visitor_id, "isPushed": True}
     match delivery.state:
         case State.SENT | State.WITHDRAWN:
@@ -89,12 +88,12 @@ def _result(delivery: Delivery, campaign_id: str, once_key: str) -> dict[str, An
         case State.IN_DOUBT:
             raise AirflowFailException(
                 f"Nobody knows whether the message of this once key was delivered ({delivery.reason}), so it is not "
-                "sent again. Look into the visitor's chat in Brevo; then say what you found: `python -m "
-                f"airflow_provider_sib campaigns settle {campaign_id} ONCE_KEY --sent` (or --not-sent), and clear "
-                "this task."
+                "sent again. Look into the visitor's chat in Brevo; then say what you found: "
+                f"`{task.place.command('campaigns', 'settle', task.campaign_id, 'ONCE_KEY', '--sent')}` "
+                "(or --not-sent), and clear this task."
             )
         case _:
             raise AirflowFailException(
-                f"The message of this once key was refused by Brevo: {delivery.reason}. When that is mended: `python "
-                f"-m airflow_provider_sib campaigns retry {campaign_id}`, and clear this task."
+                f"The message of this once key was refused by Brevo: {delivery.reason}. When that is mended: "
+                f"`{task.place.command('campaigns', 'retry', task.campaign_id)}`, and clear this task."
             )

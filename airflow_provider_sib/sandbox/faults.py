@@ -159,7 +159,7 @@ def fault_from(values: dict[str, Any], operations: frozenset[str]) -> Fault:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= top:
             raise ValueError(f"{name} must be a number from 0 to {top:g}; it is {value!r}.")
     if not isinstance(given.get("store", False), bool):
-        raise ValueError(f"store must be true or false; it is {given['store']!r}.")  # noqa: TRY004  callers expect one kind of error
+        raise ValueError(f"store must be true or false; it is {given['store']!r}.")
     return Fault(
         kind=kind,
         params={name: given[name] for name in KINDS[kind]},
@@ -173,7 +173,7 @@ def _require_int(given: dict[str, Any], name: str, *, low: int | None, high: int
     if value is None and (name == "times" or name not in given):
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number; it is {value!r}.")  # noqa: TRY004  as above
+        raise ValueError(f"{name} must be a whole number; it is {value!r}.")
     if (low is not None and value < low) or (high is not None and value > high):
         raise ValueError(
             f"{name} must be {low} or more{f' and at most {high}' if high else ''}; it is {value}."

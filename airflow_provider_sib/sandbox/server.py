@@ -325,7 +325,7 @@ async def _body(request: web.BaseRequest) -> Any:
 async def _object(request: web.BaseRequest) -> dict[str, Any]:
     body = await _body(request)
     if not isinstance(body, dict):
-        raise ValueError("The body must be a JSON object.")  # noqa: TRY004  all bad input is a 400
+        raise ValueError("The body must be a JSON object.")
     return body
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from airflow_provider_sib.campaign import sql_ledger
 from airflow_provider_sib.campaign.ledger import (
     Campaign,
     CampaignStatus,
@@ -32,7 +31,8 @@ from airflow_provider_sib.campaign.ledger import (
     State,
     Text,
 )
-from airflow_provider_sib.campaign.sql_ledger import SqlLedger, network_disk
+from airflow_provider_sib.campaign.sql_ledger import PATIENCE_SECONDS, SqlLedger, network_disk
+from airflow_provider_sib.campaign.sql_ledger.database import is_deadlock
 
 from .test_ledger import audience, cycle, opened, people, result, rows, states, use
 
@@ -50,7 +50,7 @@ class Killed(BaseException):
 
 def engine_of(ledger: Ledger) -> sa.engine.Engine:
     assert isinstance(ledger, SqlLedger)
-    return ledger._engine
+    return ledger._database.engine
 
 
 class Executioner:
@@ -201,7 +201,7 @@ def both(*works: Callable[[], Any]) -> list[Any]:
 
 def count_deadlocks(ledger: Ledger, deadlocks: list[str]) -> None:
     def note(context: Any) -> None:
-        if sql_ledger._is_deadlock(context.sqlalchemy_exception):
+        if is_deadlock(context.sqlalchemy_exception):
             deadlocks.append(str(context.original_exception))
 
     sa.event.listen(engine_of(ledger), "handle_error", note)
@@ -363,7 +363,7 @@ def test_an_enrolment_taken_for_dead_while_it_was_suspended_begins_anew(sql_hous
             other.enrol("other", people(1))
         return sql_house.clock()
 
-    ledger._clock = slow_clock  # type: ignore[union-attr]  # the clock it was given, from now on
+    ledger._database.clock = slow_clock  # type: ignore[union-attr]  # the clock it was given, from now on
     assert ledger.enrol("c", people(*range(5000))).total == 5000
     assert len(suspended) > 4
     assert stored(sql_house) == 5001
@@ -567,7 +567,7 @@ def test_a_writer_waits_for_another_with_jitter_and_gives_up_after_a_while(file:
     with pytest.raises(LedgerUnavailable, match="locked"):
         opened(ledger)
     assert set(pauses) == {0.002}
-    assert sum(pauses) == pytest.approx(sql_ledger.PATIENCE_SECONDS, abs=0.01)
+    assert sum(pauses) == pytest.approx(PATIENCE_SECONDS, abs=0.01)
     assert ledger.campaigns() == []
     other.execute("COMMIT")
     other.close()

@@ -1,0 +1,339 @@
+"""Run transactions, again where they surely left nothing behind; refuse disks on which a commit may be lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.pool import QueuePool
+
+from airflow_provider_sib.campaign.ledger import Json, LedgerUnavailable, LedgerUnsafe, keyed_hash
+from airflow_provider_sib.campaign.sql_ledger.dialects import DIALECTS
+
+T = TypeVar("T")
+Row = Sequence[Any]
+
+CHUNK = 2000
+"""Rows per transaction where many are changed: other writers wait for less than 100 ms."""
+
+PATIENCE_SECONDS = 30.0
+"""How long to wait for another writer before the ledger counts as unavailable."""
+
+NETWORK_DISKS = frozenset(
+    [
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "gfs2",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "orangefs",
+    ]
+    + ["smb2", "smb3", "smbfs"]
+    + [f"fuse.{name}" for name in ("blobfuse", "blobfuse2", "ceph", "davfs", "gcsfuse", "glusterfs")]
+    + [f"fuse.{name}" for name in ("rclone", "s3fs", "sshfs")]
+)
+"""File systems on which SQLite's locks or its shared memory don't hold (https://www.sqlite.org/wal.html)."""
+
+
+class Transaction:
+    """Speaks with the database within one transaction; works that are tried again get a new one.
+
+    :param conn: the connection, its transaction begun.
+    :param database: whose connection it is.
+    """
+
+    __slots__ = ("conn", "database", "dialect")
+
+    def __init__(self, conn: sa.engine.Connection, database: Database) -> None:
+        self.conn, self.database, self.dialect = conn, database, database.dialect
+
+    def rows(self, sql: str, **params: Any) -> list[Any]:
+        """Read rows; a parameter after ``IN`` is a list."""
+        return list(self.conn.execute(_statement(sql), params).all())
+
+    def row(self, sql: str, **params: Any) -> Any:
+        """Read the one row there is."""
+        return self.conn.execute(_statement(sql), params).one()
+
+    def run(self, sql: str, **params: Any) -> int:
+        """Run a statement; return how many rows it changed."""
+        return self.conn.execute(_statement(sql), params).rowcount
+
+    def many(self, sql: str, rows: list[dict[str, Any]]) -> None:
+        """Run a statement once for each set of parameters."""
+        self.conn.execute(_statement(sql), rows)
+
+    def now_ms(self) -> int:
+        """Tell the time on the ledger's clock."""
+        if self.database.clock is not None:
+            return round(self.database.clock() * 1000)
+        return int(self.row(f"SELECT {self.dialect.now}")[0])
+
+    def hash(self, value: str) -> str:
+        """Hash an id with the ledger's secret."""
+        return self.database.hash(value)
+
+    def forgotten_key(self, key: str) -> str:
+        """Return what a once key becomes when its visitor is forgotten."""
+        return "#" + self.hash(key)
+
+
+class Database:
+    """Runs a ledger's transactions. Nothing is asked of the database before the first of them.
+
+    Beside the connections it holds what a process knows of one ledger: ``secret``, the key of its hashes, empty
+    until it was read; ``unsure``, the tokens of transactions whose commit was begun and not confirmed; ``texts``,
+    bodies that were read before, by digest.
+
+    :param url: SQLAlchemy's URL.
+    :param clock: seconds since 1970; None is the database's own clock.
+    :param sleep: waits so many seconds for another writer.
+    :param random: a number from 0 up to 1, for the jitter of those waits.
+    :raises LedgerUnsafe: a network disk, a database of another kind.
+    :raises LedgerUnavailable: the file can't be opened.
+    """
+
+    def __init__(
+        self,
+        url: str | sa.engine.URL,
+        *,
+        clock: Callable[[], float] | None,
+        sleep: Callable[[float], None],
+        random: Callable[[], float],
+    ) -> None:
+        url = sa.engine.make_url(url)
+        kind = url.get_backend_name()
+        if kind not in DIALECTS:
+            raise LedgerUnsafe(f"A ledger can't be kept in {kind}: use SQLite, PostgreSQL, MySQL or MariaDB.")
+        self.dialect = DIALECTS[kind]
+        self._sqlite = self.dialect.name == "sqlite"
+        self.clock = time.time if clock is None and self._sqlite else clock
+        self._sleep, self._random = sleep, random
+        self.secret = b""
+        self.unsure: set[int] = set()
+        self.texts: dict[str, Json] = {}
+        if self._sqlite:
+            _prepare_file(url.database)
+        self.engine = _engine(url, sqlite=self._sqlite)
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run a work that changes nothing."""
+        return self._attempt(work, commit=False, token=0)
+
+    def write(self, work: Callable[[Transaction], T], *, token: int = 0) -> T:
+        """Run a work and commit it; a work may be run several times, and only the last one counts.
+
+        :param token: noted as unsure from before the commit until it is confirmed; 0: none.
+        :raises LedgerUnavailable: the database doesn't answer, or nobody knows whether it committed.
+        """
+        return self._attempt(work, commit=True, token=token)
+
+    def hash(self, value: str) -> str:
+        """Hash an id with the ledger's secret."""
+        return keyed_hash(self.secret, value)
+
+    def close(self) -> None:
+        """Give connections back."""
+        self.engine.dispose()
+
+    def _attempt(self, work: Callable[[Transaction], T], *, commit: bool, token: int) -> T:
+        """Run a transaction, again where it surely left nothing behind: a lock, a deadlock, an old connection."""
+        waited, deadlocks, reconnected = 0.0, 0, False
+        while True:
+            committing = False
+            try:
+                with self.engine.connect() as conn:
+                    if self._sqlite:
+                        conn.exec_driver_sql("BEGIN IMMEDIATE" if commit else "BEGIN")
+                    value = work(Transaction(conn, self))
+                    if token:
+                        self.unsure.add(token)
+                    if commit:
+                        committing = True
+                        self._commit(conn)
+                    self.unsure.discard(token)
+                    return value
+            except DBAPIError as error:
+                if committing:
+                    raise _unavailable(error) from error
+                if self._sqlite and _is_busy(error) and waited < PATIENCE_SECONDS:
+                    pause = 0.001 + 0.002 * self._random()
+                    waited += pause
+                    self._sleep(pause)
+                elif is_deadlock(error) and deadlocks < 5:
+                    deadlocks += 1
+                    self._sleep(0.01 * deadlocks * (1 + self._random()))
+                elif error.connection_invalidated and not reconnected:
+                    reconnected = True
+                elif isinstance(error, (OperationalError, InterfaceError)) or error.connection_invalidated:
+                    raise _unavailable(error) from error
+                else:
+                    raise
+
+    def _commit(self, conn: sa.engine.Connection) -> None:
+        try:
+            conn.commit()
+        except BaseException:
+            # SQLAlchemy would give the connection back with its transaction, and its locks, still open.
+            conn.invalidate()
+            raise
+
+
+@lru_cache(maxsize=512)
+def _statement(sql: str) -> sa.sql.elements.TextClause:
+    lists: list[sa.BindParameter[Any]] = [
+        sa.bindparam(name, expanding=True) for name in re.findall(r"IN :(\w+)", sql)
+    ]
+    return sa.text(sql).bindparams(*lists)
+
+
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    """Yield lists of up to :data:`CHUNK` items."""
+    chunk: list[T] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _unavailable(error: DBAPIError) -> LedgerUnavailable:
+    return LedgerUnavailable(
+        f"The ledger's database did not do it: {type(error.orig).__name__}: {error.orig}"
+    )
+
+
+def _is_busy(error: DBAPIError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def is_deadlock(error: DBAPIError) -> bool:
+    """Tell whether the database gave a transaction up for another's sake, so that it may be tried again."""
+    # PostgreSQL's deadlock_detected and serialization_failure; MySQL's ER_LOCK_DEADLOCK.
+    if getattr(error.orig, "pgcode", None) in ("40P01", "40001"):
+        return True
+    return (
+        not hasattr(error.orig, "sqlite_errorcode")
+        and error.orig is not None
+        and error.orig.args[:1] == (1213,)
+    )
+
+
+def network_disk(path: Path, mounts: str) -> str | None:
+    """Name the network file system a path lies on, or None.
+
+    :param path: absolute and without symbolic links.
+    :param mounts: the text of ``/proc/mounts``.
+    """
+    found, kind = Path("/"), ""
+    for line in mounts.splitlines():
+        _, place, type_, *_ = line.split(" ")
+        # Blanks in a mount point are written as octal escapes (proc(5)).
+        mount = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place))
+        if path.is_relative_to(mount) and len(mount.parts) >= len(found.parts):
+            found, kind = mount, type_
+    return kind if kind in NETWORK_DISKS else None
+
+
+def _prepare_file(database: str | None) -> None:
+    if not database or database == ":memory:" or database.startswith("file:"):
+        raise LedgerUnsafe("A ledger in SQLite needs the path of a file.")
+    path = Path(database).resolve()
+    mounts = Path("/proc/mounts")
+    kind = network_disk(path, mounts.read_text(errors="replace")) if mounts.exists() else None
+    if kind is not None:
+        raise LedgerUnsafe(
+            f"The ledger's file {path} lies on a network disk ({kind}), where SQLite may lose rows: put it on a"
+            " local disk, or keep the ledger in PostgreSQL or MySQL (ledger_conn_id)."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise LedgerUnavailable(f"The ledger's file {path} can't be opened: {error.strerror}.") from error
+
+
+def _engine(url: sa.engine.URL, *, sqlite: bool) -> sa.engine.Engine:
+    if sqlite:
+        engine = sa.create_engine(
+            url,
+            future=True,
+            hide_parameters=True,
+            poolclass=QueuePool,
+            connect_args={"timeout": 0, "check_same_thread": False, "isolation_level": None},
+        )
+        sa.event.listen(engine, "connect", _on_sqlite)
+        return engine
+    postgresql = url.get_backend_name() == "postgresql"
+    engine = sa.create_engine(
+        url,
+        future=True,
+        hide_parameters=True,
+        isolation_level="READ COMMITTED",
+        pool_recycle=240,
+        connect_args={"connect_timeout": 10},
+        **({"executemany_mode": "values_plus_batch"} if url.get_driver_name() == "psycopg2" else {}),
+    )
+    sa.event.listen(engine, "connect", _on_postgresql if postgresql else _on_mysql)
+    return engine
+
+
+def _on_sqlite(dbapi: Any, _: object) -> None:
+    # https://www.sqlite.org/pragma.html#pragma_synchronous: in WAL mode only FULL survives a power loss.
+    dbapi.execute("PRAGMA synchronous = FULL")
+    # 16 MiB of log: a checkpoint then falls upon fewer than one cycle in a hundred.
+    dbapi.execute("PRAGMA wal_autocheckpoint = 4000")
+    for _turn in range(1000):
+        try:
+            dbapi.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+            time.sleep(0.002)
+        else:
+            return
+
+
+def _on_postgresql(dbapi: Any, _: object) -> None:
+    with _cursor(dbapi) as cursor:
+        # An asynchronous commit could forget an intent after its POST; this is ours to choose, per session.
+        # https://www.postgresql.org/docs/current/wal-async-commit.html
+        cursor.execute(
+            "SELECT set_config('synchronous_commit', 'on', false)"
+            " WHERE current_setting('synchronous_commit') = 'off'"
+        )
+        cursor.execute("SET lock_timeout = '30s'")
+
+
+def _on_mysql(dbapi: Any, _: object) -> None:
+    with _cursor(dbapi) as cursor:
+        # UNIX_TIMESTAMP reads local time, which an autumn night has twice.
+        cursor.execute("SET time_zone = '+00:00', innodb_lock_wait_timeout = 30")
+
+
+@contextmanager
+def _cursor(dbapi: Any) -> Iterator[Any]:
+    cursor = dbapi.cursor()
+    try:
+        yield cursor
+        dbapi.commit()
+    finally:
+        cursor.close()
