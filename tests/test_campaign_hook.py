@@ -77,13 +77,13 @@ def deliver(
 
 
 @pytest.fixture
-def home(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give a machine without a ledger yet, and an Airflow that has pinned none."""
     from airflow.models import Variable
 
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    yield tmp_path
     Variable.delete(FILE.pin_key)
+    return tmp_path
 
 
 @pytest.fixture

@@ -34,9 +34,9 @@ def hook(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     from airflow.models import Variable
 
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    Variable.delete(FILE.pin_key)
     with CampaignHook() as opened:
         yield opened
-    Variable.delete(FILE.pin_key)
 
 
 @pytest.fixture

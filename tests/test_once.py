@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from airflow.models import Variable
 
 from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
 from airflow_provider_sib.hooks import CampaignHook
@@ -13,10 +12,8 @@ VISITOR = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
 
 
 @pytest.fixture
-def send(airflow_db, monkeypatch, tmp_path, sib_sandbox):
+def send(campaigns, sib_sandbox):
     """Run the task, as another run of its DAG would."""
-    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    Variable.delete("airflow_provider_sib_ledger_file")
 
     def _send(once_key="order-17", **arguments):
         arguments = {"visitor_id": VISITOR, "text": "Your order has shipped."} | arguments

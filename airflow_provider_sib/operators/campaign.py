@@ -239,15 +239,12 @@ class _CampaignOperator(BaseOperator):
         retries: int = 3,
         retry_delay: timedelta | float = timedelta(seconds=30),
         multiple_outputs: bool = True,
-        outlets: Sequence[Any] = (),
         **kwargs: Any,
     ) -> None:
+        # Not a parameter: a mapped task would take its default for the outlets themselves.
+        kwargs["outlets"] = [*(kwargs.get("outlets") or ()), AssetAlias(CAMPAIGNS)]
         super().__init__(
-            retries=retries,
-            retry_delay=retry_delay,
-            multiple_outputs=multiple_outputs,
-            outlets=[*outlets, AssetAlias(CAMPAIGNS)],
-            **kwargs,
+            retries=retries, retry_delay=retry_delay, multiple_outputs=multiple_outputs, **kwargs
         )
         self.campaign_id = campaign_id
         self.sib_conn_id = sib_conn_id
