@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 test: setup ## run the tests (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
-kill: setup ## the long tests: senders killed hundreds of times, Airflow killed in the middle
+kill: setup ## the long tests: a sender killed 200 times in mid-sending (KILLS=…), Airflow killed in its campaign
 	SIB_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -m slow $(ARGS)
 
 check: setup ## formatting, lint, types, layers, the README's links
