@@ -87,7 +87,7 @@ def without(value, names):
 def test_the_single_message_is_returned_as_shown_and_the_users_own_test_passes(
     airflow_db, sib_sandbox, dag_of, tmp_path, monkeypatch
 ):
-    returned = run(dag_of("order_shipped", block('DAG("order_shipped"')))
+    returned = run(dag_of("order_shipped", block('"order_shipped"')))
     shown = json.loads(block('"visitorId"', "json"))
     assert shown.keys() <= returned["tell"].keys()
     same = ("type", "text", "visitorId", "agentId", "isPushed", "isMissed")
