@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_sib.__main__ import main
 from airflow_provider_sib.campaign.report import hours_table
 from airflow_provider_sib.hooks import SibConversationsHook
 from airflow_provider_sib.hooks.campaign import LedgerPlace
@@ -119,6 +120,25 @@ def test_the_hours_of_the_quota_page_are_arithmetic(row):
     assert [float(hours) for hours in row[1:]] == [
         hours for _, hours in hours_table(int(row[0].replace(",", "")))
     ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    sorted(
+        {
+            command
+            for file in [REPOSITORY / "README.md", *DOCS.glob("*.md")]
+            for command in re.findall(
+                r"python -m airflow_provider_sib ((?:campaigns|ledger) \w+)", file.read_text()
+            )
+        }
+    ),
+)
+def test_a_command_that_is_named_is_there(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    assert f"airflow_provider_sib {command}" in capsys.readouterr().out
 
 
 @dataclass(slots=True)
