@@ -1,12 +1,16 @@
-"""The sensor in its three modes, and its trigger, against the sandbox."""
+"""The sensors in their modes, against the sandbox and a ledger."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
 from airflow_provider_sib._compat import AirflowFailException
 from airflow_provider_sib.hooks import SibConversationsHook
-from airflow_provider_sib.sensors import MessageSensor
+from airflow_provider_sib.operators import SendCampaignOperator
+from airflow_provider_sib.sensors import CampaignSensor, MessageSensor
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSensorTimeout, TaskDeferred
@@ -15,6 +19,13 @@ except ImportError:  # Airflow 3.1
 
 AGENT = "d9nKoegKSjmCtyK78"
 VISITOR = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
+
+
+class FirstLook:
+    """A task that has not been rescheduled yet."""
+
+    def get_first_reschedule_date(self, context):
+        return None
 
 
 @pytest.fixture
@@ -132,9 +143,89 @@ class TestModes:
     def test_reschedule_gives_the_slot_back(self, sib_sandbox):
         waiting = sensor("no-such-id", mode="reschedule")
 
-        class FirstLook:
-            def get_first_reschedule_date(self, context):
-                return None
-
         with pytest.raises(AirflowRescheduleException):
             waiting.execute({"ti": FirstLook()})
+
+
+class TestCampaignSensor:
+    @pytest.fixture(autouse=True)
+    def _campaigns(self, campaigns, sib_sandbox):
+        sib_sandbox.configure(quota=10_000)
+
+    def send(self, **arguments):
+        """Send to ten visitors, as far as it goes."""
+        operator = SendCampaignOperator(
+            task_id="send",
+            campaign_id="release",
+            audience=[{"visitor_id": f"visitor-{number}"} for number in range(10)],
+            text="Hi!",
+            reserve=0,
+            **arguments,
+        )
+        now = datetime.now(UTC)
+        return operator.execute(
+            {"dag_run": SimpleNamespace(run_type="manual", logical_date=now, run_after=now)}
+        )
+
+    def send_six_of_ten(self, sib_sandbox):
+        sib_sandbox.configure(quota=6)
+        with pytest.raises(TaskDeferred):
+            self.send()
+
+    def poke(self, **arguments):
+        result = CampaignSensor(task_id="wait", campaign_id="release", **arguments).poke({})
+        return result.is_done, result.xcom_value
+
+    def test_one_that_is_not_there_yet_is_waited_for_and_nothing_is_made(self, campaigns):
+        assert self.poke() == (False, None)
+        assert campaigns.list() == []
+
+    def test_one_that_is_through_is_done_and_gives_its_report(self, campaigns, sib_sandbox):
+        self.send()
+        calls = sib_sandbox.state()["requests"]["total"]
+        done, report = self.poke()
+        assert done
+        assert (report["status"], report["sent"], report["total"]) == ("finished", 10, 10)
+        assert report.keys() == campaigns.report("release").as_dict().keys()
+        assert sib_sandbox.state()["requests"]["total"] == calls
+
+    @pytest.mark.parametrize(("share", "done"), [(0.5, True), (0.6, True), (0.61, False), (1.0, False)])
+    def test_a_share_of_those_who_may_be_sent_to_is_enough(self, sib_sandbox, share, done):
+        self.send_six_of_ten(sib_sandbox)
+        assert self.poke(settled_share=share)[0] is done
+
+    def test_a_fraction_counts_only_those_it_lets_through(self):
+        self.send(fraction=0.3)
+        assert self.poke()[0]
+
+    def test_failures_doubts_and_skips_are_outcomes_too(self, sib_sandbox):
+        sib_sandbox.fault("error_json", status=400, times=1)
+        sib_sandbox.fault("hang_up_after", times=1, after=3, operation="send_pushed_message")
+        self.send(suppress=[{"visitor_id": "visitor-3"}], max_failure_share=1)
+        done, report = self.poke()
+        assert done
+        assert (report["failed"], report["in_doubt"], report["skipped"]) == (1, 1, 1)
+
+    def test_a_paused_one_is_waited_for(self, campaigns, sib_sandbox):
+        self.send_six_of_ten(sib_sandbox)
+        campaigns.pause("release")
+        assert self.poke()[0] is False
+
+    def test_an_aborted_one_fails_it(self, campaigns, sib_sandbox):
+        self.send_six_of_ten(sib_sandbox)
+        campaigns.abort("release")
+        with pytest.raises(AirflowFailException, match="'release' was aborted"):
+            self.poke()
+
+    def test_it_gives_the_slot_back_unless_told_not_to(self):
+        with pytest.raises(AirflowRescheduleException):
+            CampaignSensor(task_id="wait", campaign_id="release").execute({"ti": FirstLook()})
+        with pytest.raises(AirflowSensorTimeout):
+            CampaignSensor(
+                task_id="wait", campaign_id="release", mode="poke", poke_interval=0.01, timeout=0.02
+            ).execute({})
+
+    @pytest.mark.parametrize("share", [0, -0.1, 1.1])
+    def test_a_share_that_cannot_be_is_refused_when_the_dag_is_parsed(self, share):
+        with pytest.raises(ValueError, match="settled_share"):
+            CampaignSensor(task_id="wait", campaign_id="release", settled_share=share)

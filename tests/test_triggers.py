@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import psutil
 import pytest
 from airflow.models.trigger import Trigger
 
 from airflow_provider_sib import triggers
+from airflow_provider_sib.campaign.announcement import Announcement
+from airflow_provider_sib.campaign.engine import open_campaign
 from airflow_provider_sib.hooks import SibConversationsHook
-from airflow_provider_sib.triggers import AgentOnlineTrigger, MessageTrigger
+from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger
+from airflow_provider_sib.triggers import AgentOnlineTrigger, CampaignTrigger, MessageTrigger
 
 AGENT = "d9nKoegKSjmCtyK78"
 VISITOR = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
@@ -41,6 +46,8 @@ def message(sib_sandbox):
     [
         message_trigger("m", {"isMissed": False, "to": [{"email": "a@b.example"}]}),
         AgentOnlineTrigger({"agent_id": AGENT}, until="2026-11-23T18:00:00+00:00", sib_conn_id=CONN),
+        CampaignTrigger("release", ledger_conn_id=None, ledger_id="l", until=None),
+        CampaignTrigger("release", ledger_conn_id="ledger", ledger_id="l", until=1_795_000_000.5),
     ],
 )
 class TestCarried:
@@ -145,3 +152,84 @@ async def _looked_at(sandbox, times):
     async with asyncio.timeout(20):
         while sandbox.state()["requests"]["total"] < times + 1:
             await asyncio.sleep(0.01)
+
+
+class TestCampaignTrigger:
+    @pytest.fixture(autouse=True)
+    def _look_often(self, monkeypatch):
+        monkeypatch.setattr(triggers, "STATUS_INTERVAL_SECONDS", 0.02)
+
+    @pytest.fixture
+    def ledger_id(self, campaigns):
+        """A ledger with a running campaign, as the task that waits has left it."""
+        ledger = open_ledger(LedgerPlace(None), to_send=True)
+        open_campaign(ledger, "release", binding={}, announcement=Announcement("Hi!"))
+        ledger_id = ledger.identity().ledger_id
+        ledger.close()
+        return ledger_id
+
+    def trigger(self, ledger_id, seconds=None):
+        until = None if seconds is None else datetime.now(UTC).timestamp() + seconds
+        return CampaignTrigger("release", ledger_conn_id=None, ledger_id=ledger_id, until=until)
+
+    async def test_wakes_at_its_moment(self, ledger_id):
+        trigger = self.trigger(ledger_id, seconds=0.2)
+        assert await event_of(trigger) == {"woken_by": "moment"}
+        assert datetime.now(UTC).timestamp() >= trigger.until
+
+    async def test_a_moment_that_has_passed_wakes_it_at_once(self, ledger_id):
+        assert await event_of(self.trigger(ledger_id, seconds=-5)) == {"woken_by": "moment"}
+
+    @pytest.mark.parametrize("seconds", [None, 3600])
+    async def test_wakes_when_the_campaign_is_aborted(self, ledger_id, campaigns, seconds):
+        campaigns.pause("release")
+        waiting = asyncio.create_task(event_of(self.trigger(ledger_id, seconds)))
+        # Ten times its interval: while the campaign is paused it waits.
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        campaigns.abort("release")
+        assert await waiting == {"woken_by": "status"}
+
+    async def test_of_a_paused_campaign_wakes_when_it_is_resumed(self, ledger_id, campaigns):
+        campaigns.pause("release")
+        waiting = asyncio.create_task(event_of(self.trigger(ledger_id)))
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        campaigns.resume("release")
+        assert await waiting == {"woken_by": "status"}
+
+    async def test_a_pause_that_is_over_before_the_moment_changes_nothing(self, ledger_id, campaigns):
+        waiting = asyncio.create_task(event_of(self.trigger(ledger_id, seconds=0.5)))
+        campaigns.pause("release")
+        await asyncio.sleep(0.1)
+        campaigns.resume("release")
+        assert await waiting == {"woken_by": "moment"}
+
+    async def test_a_ledger_it_cannot_see_is_not_made_and_the_moment_counts(self, campaigns, logged):
+        assert await event_of(self.trigger("of-another-machine", seconds=0.1)) == {"woken_by": "moment"}
+        assert "is not watched for pause and abort" in logged()
+        assert list(Path(campaigns.place.url().database).parent.glob("sib_ledger*")) == []
+
+    async def test_another_ledger_is_not_read(self, ledger_id, campaigns):
+        campaigns.abort("release")
+        assert await event_of(self.trigger("another", seconds=0.1)) == {"woken_by": "moment"}
+
+    async def test_paused_and_blind_it_lets_the_task_look_now_and_then(self, campaigns, monkeypatch):
+        monkeypatch.setattr(triggers, "BLIND_WAIT_SECONDS", 0.1)
+        assert await event_of(self.trigger("of-another-machine")) == {"woken_by": "moment"}
+
+    async def test_cancelled_it_closes_the_ledger(self, ledger_id, campaigns):
+        """As Airflow does when the task is cleared or marked while it waits."""
+        file = campaigns.place.url().database
+
+        def is_open():
+            return file in {opened.path for opened in psutil.Process().open_files()}
+
+        waiting = asyncio.create_task(event_of(self.trigger(ledger_id, seconds=3600)))
+        async with asyncio.timeout(20):
+            while not is_open():
+                await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not is_open()
