@@ -58,7 +58,7 @@ def run(dag):
 
 
 def test_the_campaign_is_sent_once_returned_as_shown_corrected_and_withdrawn(campaigns, sib_sandbox, dag_of):
-    announce = dag_of("announce_release", block('campaign_id="release-2.0",\n        audience'))
+    announce = dag_of("announce_release", block("SendCampaignOperator("))
     shown = json.loads(block('"campaign_id"', "json"))
     returned = run(announce)["announce"]
     of_this_run = {"ledger_id", "seconds"}
