@@ -1,6 +1,7 @@
 """Measure the ledger: enrolment against raw sqlite3, memory, and what a cycle costs as an audience grows.
 
 Prints a table; ``--json FILE`` writes the figures as well. Each measurement runs in a process of its own.
+``--bytes`` measures instead what a delivery takes on disk, in SQLite or, with ``--url``, on a server.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def time_enrolment(rows: int, url: str) -> dict[str, float]:
 
 def free(quota: Any, _: int) -> tuple[Any, int]:
     """Allow any number of requests."""
-    return quota, BATCH
+    return quota, 2**31
 
 
 def cycle(ledger: SqlLedger, before: Cycled | None, campaign: str, wanted: int = BATCH) -> Cycled:
@@ -213,12 +214,53 @@ def enrolment_figures(rows: int, folder: Path, tries: int = 3) -> dict[str, floa
     }
 
 
+STORED = {
+    "sqlite": "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()",
+    "postgresql": "SELECT pg_total_relation_size('sib_delivery')",
+    "mysql": "SELECT data_length + index_length FROM information_schema.tables"
+    " WHERE table_name = 'sib_delivery' AND table_schema = DATABASE()",
+}
+"""What tells how many bytes are taken: by the whole file, else by the table of deliveries with its indexes."""
+
+FRESHEN = {"postgresql": "VACUUM ANALYZE sib_delivery", "mysql": "ANALYZE TABLE sib_delivery"}
+"""What makes a server count anew, and free what nobody needs."""
+
+
+def stored_bytes(rows: int, url: str) -> dict[str, float]:
+    """Tell the bytes a delivery takes while it is pending, and after all were sent, cycle by cycle."""
+    ledger = opened(url)
+    engine = ledger._database.engine  # noqa: SLF001 - no ledger is asked for its size
+    kind = ledger._database.dialect.name  # noqa: SLF001
+
+    def per_row() -> float:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            if kind in FRESHEN:
+                conn.exec_driver_sql(FRESHEN[kind])
+            taken = conn.exec_driver_sql(STORED[kind]).scalar_one()
+        return float(taken) / rows
+
+    ledger.enrol("c", audience(rows))
+    figures = {"pending_bytes_per_row": per_row()}
+    last = None
+    while last is None or last.claimed:
+        last = cycle(ledger, last, "c", 250)
+    assert ledger.counts("c").by_state == {State.SENT: rows}
+    figures["sent_bytes_per_row"] = per_row()
+    if kind == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.exec_driver_sql("VACUUM FULL sib_delivery")
+        figures["packed_bytes_per_row"] = per_row()
+    ledger.close()
+    return figures
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 1_000_000])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--url", help="measure one size's cycles on this server; its ledger must be empty")
+    parser.add_argument("--url", help="measure one size on this server; its ledger must be empty")
+    parser.add_argument("--bytes", action="store_true", help="measure what a delivery takes on disk")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--place", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -226,7 +268,10 @@ def main() -> None:
     if options.part:
         print(json.dumps(PARTS[options.part](sizes[0], options.place)))
         return
-    if options.url:
+    if options.bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            table = {sizes[0]: stored_bytes(sizes[0], options.url or f"sqlite:///{folder}/bytes.db")}
+    elif options.url:
         table = time_cycles(sizes[:1], [options.url])
     else:
         with tempfile.TemporaryDirectory() as folder:
