@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from fnmatch import translate
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_sib.campaign.announcement import (
@@ -89,9 +90,10 @@ LONGEST_OUTAGE_WAIT_SECONDS = 900.0
 BAD_ROWS_NAMED = 20
 
 
-def uptime() -> float:
-    """Read a clock in seconds that never jumps and goes on while the machine is suspended, where there is one."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+uptime: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
+"""Reads a clock in seconds that never jumps, and goes on while the machine is suspended, where there is one."""
 
 
 # What a driver is handed, and what it gives back. A request is equal to itself only: each is made once.
@@ -159,6 +161,14 @@ class Fate(StrEnum):
     UNKNOWN = "unknown"
     """Nobody knows."""
 
+
+_STATES = {
+    Fate.DONE: State.SENT,
+    Fate.GONE: State.FAILED,
+    Fate.REFUSED: State.FAILED,
+    Fate.UNKNOWN: State.IN_DOUBT,
+}
+"""What a message's fate makes of its row; any other sends it back."""
 
 _ANSWERED = frozenset({Fate.DONE, Fate.GONE, Fate.REFUSED, Fate.UNAUTHORIZED, Fate.LIMITED})
 
@@ -757,12 +767,7 @@ class SendEngine(_Work):
         request = outcome.request
         if not isinstance(request, Post):
             return
-        state = {
-            Fate.DONE: State.SENT,
-            Fate.GONE: State.FAILED,
-            Fate.REFUSED: State.FAILED,
-            Fate.UNKNOWN: State.IN_DOUBT,
-        }.get(outcome.fate, State.PENDING)
+        state = _STATES.get(outcome.fate, State.PENDING)
         self._run[state] += 1
         self._results.append(
             Result(
@@ -896,6 +901,10 @@ class SendEngine(_Work):
                 pass
         backlog = self._ledger.backlog(self._campaign_id)
         if backlog.zones:
+            if cycled.campaign.status is CampaignStatus.FINISHED:
+                # Somebody who had been suspended gave rows back after the others were through.
+                self._ledger.set_status(self._campaign_id, CampaignStatus.RUNNING)
+                return None
             if rules.send_window is None:
                 # Others may have been faster.
                 return None if cycled.skipped else self._wait("sending", now_ms + 1000)
@@ -1304,12 +1313,28 @@ class WithdrawEngine(_EditEngine):
     def begin(self) -> Campaign:
         """Skip what is pending, unless only what was sent before some moment is taken back."""
         if self._sent_before_ms is None:
-            while self._ledger.skip_pending(self._campaign_id, WITHDRAWN):
-                pass
+            self._skip()
         campaign = self._ledger.campaign(self._campaign_id)
         self._revision = campaign.revision
         self._synchronise(self._ledger.now_ms())
         return campaign
+
+    def _skip(self) -> None:
+        while self._ledger.skip_pending(self._campaign_id, WITHDRAWN):
+            pass
+
+    def _settle(self) -> Wait | None:
+        if self._sent_before_ms is not None:
+            return super()._settle()
+        # A running send gives rows back that were refused for the quota, and would send them again.
+        self._skip()
+        backlog = self._ledger.backlog(self._campaign_id)
+        self._settled = not backlog.sending and not backlog.zones
+        if self._settled:
+            return None
+        self._synchronise(backlog.now_ms)
+        until_ms = backlog.now_ms if backlog.lease_until_ms is None else backlog.lease_until_ms
+        return self._wait("sending", min(until_ms + 100, backlog.now_ms + 5000))
 
     def _read(self, campaign: Campaign, after: int) -> list[Delivery]:  # noqa: ARG002  the texts don't matter
         return self._ledger.sent(self._campaign_id, sent_before_ms=self._sent_before_ms, after=after)

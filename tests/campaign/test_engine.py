@@ -704,6 +704,40 @@ def test_doubts_are_sent_again_only_where_the_author_says_so(
     assert set(states(memory).values()) == {State.SENT}
 
 
+@pytest.mark.parametrize("fate", [Fate.UNBEGUN, Fate.DONE])
+def test_a_worker_suspended_beyond_its_lease_comes_back_after_all_was_done(house: House, fate: Fate) -> None:
+    ledger, time = house.open(), house.clock
+    brevo = Brevo(time)
+    campaign(ledger, rows(*range(12)))
+    first = sender(ledger, time, rate=Rate(requests_per_hour=100), max_in_flight=4, max_failure_share=1.0)
+    suspended = first(False)
+    step = suspended.next()
+    assert isinstance(step, Send)
+    [probe] = step.requests
+    suspended.take([Outcome(request=probe, began_at=time(), ended_at=time(), **brevo.handle(probe))])
+    step = suspended.next()
+    assert isinstance(step, Send)
+    assert len(step.requests) == 4
+    assert Simulation(time, brevo).run(sender(ledger, time, max_failure_share=1.0)) == [Done()]
+    found = Counter(states(ledger).values())
+    assert found == {State.SENT: 8, State.IN_DOUBT: 4}
+    assert ledger.campaign("c").status is CampaignStatus.FINISHED
+    # It wakes: what it had begun has an answer, what it had not goes back, and is sent after all.
+    told = [
+        {"fate": fate, "made": False} if fate is Fate.UNBEGUN else brevo.handle(request)
+        for request in step.requests
+    ]
+    suspended.take(
+        Outcome(request=request, began_at=time(), ended_at=time(), **facts)
+        for request, facts in zip(step.requests, told, strict=True)
+    )
+    assert Simulation(time, brevo).run(lambda resumed: suspended) == [Done()]
+    assert set(states(ledger).values()) == {State.SENT}
+    assert set(brevo.posts.values()) == {1}
+    assert brevo.posts.total() == 12
+    assert ledger.campaign("c").status is CampaignStatus.FINISHED
+
+
 def test_a_ledger_that_does_not_answer_for_a_while_loses_nothing(
     time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
 ) -> None:
@@ -1097,3 +1131,33 @@ def test_withdrawing_up_to_a_moment_leaves_later_ones_and_the_pending(
     after = Counter(states(memory).values())
     assert after[State.WITHDRAWN] == 90
     assert after[State.SENT] == found[State.SENT] - 90
+
+
+def test_rows_that_a_running_send_gives_back_are_taken_back_too(
+    time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
+) -> None:
+    campaign(memory, rows(*range(20)))
+    running = sender(memory, time, rate=Rate(requests_per_hour=100))(False)
+    step = running.next()
+    assert isinstance(step, Send)
+    [probe] = step.requests
+    running.take([Outcome(request=probe, began_at=time(), ended_at=time(), **brevo.handle(probe))])
+    step = running.next()
+    assert isinstance(step, Send)
+    assert len(step.requests) == 8
+    withdrawal = WithdrawEngine(memory, "c", rules(account="other"), clock=time, random=lambda: 0.5)
+    withdrawal.begin()
+
+    def refuse() -> None:
+        running.take(
+            Outcome(request=request, fate=Fate.LIMITED, began_at=time(), ended_at=time())
+            for request in step.requests
+        )
+        running.leave()
+
+    simulation.at(12.0, refuse)
+    assert simulation.run(lambda resumed: withdrawal) == [Done()]
+    assert brevo.messages == {}
+    assert Counter(states(memory).values()) == {State.WITHDRAWN: 1, State.SKIPPED: 19}
+    assert simulation.run(sender(memory, time)) == [Done()]
+    assert brevo.posts.total() == 1
