@@ -215,7 +215,9 @@ class TestWaiting:
     def test_defers_when_the_quota_is_used_up_and_goes_on_in_the_next_hour(self, run, sandbox, logged):
         sandbox.configure(quota=6, hour_seconds=12)
         assert run() == SUCCESS
-        assert "waits for quota: deferring until" in logged()
+        said = logged()
+        assert "waits for quota: deferring until" in said
+        assert "Campaign release is finished: total 10, sent 10." in said
         assert told(sandbox) == once_each(10)
         refused = sandbox.state()["requests"]["by_status"].get("429", 0)
         assert refused == 0

@@ -311,6 +311,8 @@ class _CampaignOperator(BaseOperator):
             "skipped_by": told.skipped_by,
             **more,
         }
+        counts = ", ".join(f"{name} {count}" for name, count in result["totals"].items() if count)
+        self.log.info("Campaign %s is %s: %s.", self.campaign_id, told.status, counts or "nobody enrolled")
         events = context.get("outlet_events")
         if events is not None:
             asset = Asset(
