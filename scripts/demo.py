@@ -430,7 +430,8 @@ def write_configuration(*, home: Path, airflow: int, log_servers: tuple[int, int
 
 def environment(home: Path) -> dict[str, str]:
     """Give the environment of the demo's processes: the caller's, without what would change this Airflow."""
-    unwanted = re.compile(r"AIRFLOW|FORCE_COLOR$|(?i:no_proxy)$")
+    # Without bytecode each of Airflow's processes compiles all of it anew, which takes as long as all the rest.
+    unwanted = re.compile(r"AIRFLOW|FORCE_COLOR$|PYTHONDONTWRITEBYTECODE$|(?i:no_proxy)$")
     kept = {name: value for name, value in os.environ.items() if not unwanted.match(name)}
     return kept | {
         "AIRFLOW_HOME": str(home),

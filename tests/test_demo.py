@@ -158,10 +158,11 @@ def test_the_callers_own_airflow_settings_and_proxies_do_not_reach_the_demo(tmp_
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     monkeypatch.setenv("AIRFLOW_CONN_SIB_CONVERSATIONS_DEFAULT", "http://elsewhere")
     monkeypatch.setenv("No_Proxy", "elsewhere")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("LANG", "C.UTF-8")
     given = demo.environment(tmp_path)
     assert {name for name in given if name.startswith("AIRFLOW")} == {"AIRFLOW_HOME"}
-    assert "No_Proxy" not in given
+    assert {"No_Proxy", "PYTHONDONTWRITEBYTECODE"} & given.keys() == set()
     assert given["no_proxy"] == given["NO_PROXY"] == "127.0.0.1,localhost"
     assert given["LANG"] == "C.UTF-8"
 
