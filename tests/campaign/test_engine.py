@@ -572,6 +572,16 @@ def test_an_outage_that_spares_the_look_costs_no_more(
     assert Counter(states(memory).values())[State.IN_DOUBT] <= 8 + 3
 
 
+def test_an_outage_that_hits_the_last_ones_keeps_nobody_waiting(
+    time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
+) -> None:
+    brevo.strike = lambda request: "down" if brevo.posts.total() >= 15 else None
+    campaign(memory, rows(*range(20)))
+    assert simulation.run(sender(memory, time, max_failure_share=0.5)) == [Done()]
+    assert Counter(states(memory).values()) == {State.SENT: 15, State.IN_DOUBT: 5}
+    assert simulation.waits == [wait for wait in simulation.waits if wait.reason != "outage"]
+
+
 def test_refused_connections_are_no_doubts_and_nobody_is_lost(
     time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
 ) -> None:
