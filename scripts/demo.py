@@ -748,7 +748,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--once", action="store_true", help="end when the DAG run has ended")
     parser.add_argument("--quota", type=int, default=50, help="calls an hour (default: %(default)s)")
     parser.add_argument(
-        "--hour-seconds", type=float, default=25, help="how long an hour lasts (default: %(default)s)"
+        "--hour-seconds", type=float, default=30, help="how long an hour lasts (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, TextIOWrapper):
