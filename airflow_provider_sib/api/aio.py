@@ -153,6 +153,7 @@ class AsyncConversationsClient:
                 data=request.body,
                 headers=target.headers,
                 allow_redirects=False,
+                middlewares=() if request.method == "POST" else None,  # no POST is repeated anyway
             ) as answer:
                 missing = BODY_LIMIT_BYTES + 1
                 while missing > 0 and (chunk := await answer.content.read(missing)):

@@ -64,19 +64,31 @@ class Transaction:
 
     def rows(self, sql: str, **params: Any) -> list[Any]:
         """Read rows; a parameter after ``IN`` is a list."""
-        return list(self.conn.execute(_statement(sql), params).all())
+        return list(self._execute(sql, params).all())
 
     def row(self, sql: str, **params: Any) -> Any:
         """Read the one row there is."""
-        return self.conn.execute(_statement(sql), params).one()
+        return self._execute(sql, params).one()
 
     def run(self, sql: str, **params: Any) -> int:
         """Run a statement; return how many rows it changed."""
-        return self.conn.execute(_statement(sql), params).rowcount
+        return self._execute(sql, params).rowcount
 
     def many(self, sql: str, rows: list[dict[str, Any]]) -> None:
         """Run a statement once for each set of parameters."""
-        self.conn.execute(_statement(sql), rows)
+        self.conn.exec_driver_sql(_worded(sql, self.dialect.mark, ()), rows)
+
+    def _execute(self, sql: str, params: dict[str, Any]) -> sa.engine.CursorResult[Any]:
+        # Straight to the driver: SQLAlchemy's text() would take a third of a cycle to word its statements anew.
+        lists = {name: value for name, value in params.items() if isinstance(value, list)}
+        statement = _worded(
+            sql, self.dialect.mark, tuple((name, len(value)) for name, value in lists.items())
+        )
+        if lists:
+            params = {name: value for name, value in params.items() if name not in lists}
+            for name, values in lists.items():
+                params.update((f"{name}_{number}", value) for number, value in enumerate(values))
+        return self.conn.exec_driver_sql(statement, params)
 
     def now_ms(self) -> int:
         """Tell the time on the ledger's clock."""
@@ -194,12 +206,18 @@ class Database:
             raise
 
 
-@lru_cache(maxsize=512)
-def _statement(sql: str) -> sa.sql.elements.TextClause:
-    lists: list[sa.BindParameter[Any]] = [
-        sa.bindparam(name, expanding=True) for name in re.findall(r"IN :(\w+)", sql)
-    ]
-    return sa.text(sql).bindparams(*lists)
+@lru_cache(maxsize=2048)
+def _worded(sql: str, mark: str, lists: tuple[tuple[str, int], ...]) -> str:
+    """Word a statement as the driver wants it: a mark for each parameter, and one for each value of a list."""
+    sizes = dict(lists)
+
+    def marks(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in sizes:
+            return mark.format(name)
+        return f"({', '.join(mark.format(f'{name}_{number}') for number in range(sizes[name])) or 'NULL'})"
+
+    return re.sub(r":([a-z]\w*)", marks, sql.replace("%", "%%") if "%" in mark else sql)
 
 
 def chunks(items: Iterable[T]) -> Iterator[list[T]]:

@@ -59,8 +59,13 @@ def page(
     )
 
 
-def read(tx: Transaction, book: books.Book, rows: Sequence[Row]) -> list[Delivery]:
-    """Make deliveries of rows of :data:`DELIVERY_COLUMNS`, with all their message ids."""
+def read(
+    tx: Transaction, book: books.Book, rows: Sequence[Row], *, claimed: tuple[int, int] | None = None
+) -> list[Delivery]:
+    """Make deliveries of rows of :data:`DELIVERY_COLUMNS`, with all their message ids.
+
+    :param claimed: a claim and its lease: the rows as they will be once they are claimed.
+    """
     # Only a row whose state knows a message can have several.
     extras: dict[int, list[str]] = defaultdict(list)
     told = [row[0] for row in rows if row[13] is not None]
@@ -72,6 +77,9 @@ def read(tx: Transaction, book: books.Book, rows: Sequence[Row]) -> list[Deliver
             last=max(told),
         ):
             extras[seq].append(message)
+    if claimed is not None:
+        now = (int(State.SENDING), None, *claimed, book.campaign.revision)
+        rows = [(*row[:7], *now, *row[12:14], book.now_ms) for row in rows]
     return [
         Delivery(
             rank=seq,

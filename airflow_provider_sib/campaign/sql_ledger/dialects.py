@@ -10,6 +10,7 @@ class Dialect:
     """What one database says differently.
 
     :param name: ``sqlite``, ``postgresql`` or ``mysql``, which MariaDB counts as.
+    :param mark: how its driver marks a parameter, to be formatted with the parameter's name.
     :param now: its clock, in milliseconds; None: the process's own is the same one.
     :param lock: what makes a SELECT lock its rows.
     :param text: type of a long text.
@@ -22,6 +23,7 @@ class Dialect:
     """
 
     name: str
+    mark: str
     now: str | None
     lock: str
     text: str
@@ -37,6 +39,7 @@ _PLAIN_NEXT = "zone = :zone AND seq > :after AND seq <= :upto ORDER BY seq"
 DIALECTS = {
     "sqlite": Dialect(
         name="sqlite",
+        mark=":{}",
         now=None,
         lock="",
         text="TEXT",
@@ -49,6 +52,7 @@ DIALECTS = {
     ),
     "postgresql": Dialect(
         name="postgresql",
+        mark="%({})s",
         now="CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
         lock=" FOR UPDATE",
         text="TEXT",
@@ -61,6 +65,7 @@ DIALECTS = {
     ),
     "mysql": Dialect(
         name="mysql",
+        mark="%({})s",
         now="CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)",
         lock=" FOR UPDATE",
         text="MEDIUMTEXT",

@@ -198,7 +198,7 @@ def _claim(
             # Rows come singly only while hardly any are refused.
             limit = max(permits - len(claimed), 256 if refused else 0)
             rows = deliveries.page(tx, book, State.PENDING, zone, after=after, upto=upto, limit=limit)
-            page = deliveries.read(tx, book, rows)
+            page = deliveries.read(tx, book, rows, claimed=(cycle.token, lease_ms))
             for row, reason in zip(page, screen(page), strict=True):
                 if reason is not None:
                     skipped[reason].append(row.rank)
@@ -238,19 +238,7 @@ def _claim(
                 for row in claimed
             ],
         )
-    sending = [
-        replace(
-            row,
-            state=State.SENDING,
-            reason=None,
-            claim=cycle.token,
-            lease_until_ms=lease_ms,
-            revision=book.campaign.revision,
-            at_ms=book.now_ms,
-        )
-        for row in claimed
-    ]
-    return sending, Counter({reason: len(seqs) for reason, seqs in skipped.items()})
+    return claimed, Counter({reason: len(seqs) for reason, seqs in skipped.items()})
 
 
 def _open_zones(tx: Transaction, book: books.Book, zones: Sequence[str | None] | None) -> list[int]:
