@@ -146,7 +146,8 @@ class Courier:
         :raises OutcomesLost: the ledger is gone, with outcomes that it doesn't know.
         :raises LedgerUnavailable: the ledger is gone, and knows all.
         """
-        return asyncio.run(self.deliver())
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(self.deliver())
 
     def stop(self) -> None:
         """Begin nothing more, and end within seconds; from any thread, or a signal handler."""
@@ -343,6 +344,15 @@ class Courier:
             self._failure = self._failure or error
             self.stop()
         self._landed(request, fate, began_at, **facts)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Choose uvloop, which Airflow's API server brings along where it can run: each message costs less with it."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def _call_of(request: Request) -> Call[Any]:
