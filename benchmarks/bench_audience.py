@@ -1,4 +1,4 @@
-"""Measure what reading an audience and preparing it costs: rows a second and memory, beside a csv.DictReader.
+"""Measure what reading an audience, preparing and enrolling it cost: rows a second and memory, beside csv.DictReader.
 
 python benchmarks/bench_audience.py [--rows 1000000] [--json FILE]
 """
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from airflow_provider_sib.campaign import CsvAudience, JsonLinesAudience
 from airflow_provider_sib.campaign.announcement import Announcement, Enroller
 from airflow_provider_sib.campaign.audience import Row, read
+from airflow_provider_sib.campaign.engine import enrol, open_campaign
 from airflow_provider_sib.campaign.ledger import MemoryLedger
+from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +72,15 @@ def rendered(path: Path) -> int:
     return enrolled(path, TEXT)
 
 
+def kept(path: Path) -> int:
+    """Do all that a campaign does before its first message: enrol a file into a durable ledger."""
+    announcement = Announcement(TEXT)
+    ledger = SqlLedger(f"sqlite:///{path.parent}/{time.time_ns()}.db")
+    open_campaign(ledger, "bench", binding={}, announcement=announcement)
+    stream = read(CsvAudience(str(path)), open_path=open_path, connect=print, ledger=ledger)
+    return enrol(ledger, "bench", stream, Enroller("bench", announcement)).joined
+
+
 def bare(path: Path) -> int:
     """Read the file with csv.DictReader alone."""
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -82,6 +93,7 @@ WAYS: dict[str, tuple[Callable[[Path], int], str]] = {
     "JsonLinesAudience": (recipients, "jsonl"),
     "CsvAudience, drawn": (drawn, "csv"),
     "CsvAudience, drawn and rendered": (rendered, "csv"),
+    "CsvAudience, into a SQLite ledger": (kept, "csv"),
 }
 
 
