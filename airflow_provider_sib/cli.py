@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_sib._compat import AirflowException, AirflowFailException
 from airflow_provider_sib.campaign.ledger import Campaign, CampaignStatus, Delivery, LedgerError, State
+from airflow_provider_sib.campaign.report import duration, seconds_left, seconds_until_reset
 from airflow_provider_sib.hooks.campaign import CampaignHook, LedgerPlace, Pin, look
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ LINES_SECONDS = 10.0
 
 WIDEST_BAR = 24
 NARROWEST_BAR = 10
-RESERVE = 10
-"""Calls of an hour left to others, where a campaign's task hasn't told how many."""
-
 _STATUS = "Exit status: 0; 1 when it is refused, and standard error says why; 2 for a wrong command line."
 
 STATES = tuple(state.name.lower() for state in State)
@@ -430,23 +428,11 @@ class _View:
     @property
     def seconds_left(self) -> float | None:
         """How long the quota makes it last at least; None where nobody knows."""
-        quota, report = self.quota, self.report
-        if quota.limit is None or self.campaign.status is not CampaignStatus.RUNNING:
-            return None
-        reserve = self.campaign.settings.get("reserve", RESERVE)
-        per_hour = quota.limit - min(reserve, quota.limit - 1)
-        until_reset = self._seconds_until_reset
-        if until_reset is None:
-            return 3600 * report.hours_left(per_hour)
-        hours = report.hours_left(per_hour, left=max(0, (quota.remaining or 0) - reserve))
-        return 3600 * (hours - 1) + until_reset if hours else 0.0
+        return seconds_left(self.campaign, self.report.due, self.quota, self.now_ms)
 
     @property
     def _seconds_until_reset(self) -> float | None:
-        """How long the quota's present hour still is, if it is known."""
-        if self.quota.remaining is None or (self.quota.reset_at_ms or 0) <= self.now_ms:
-            return None
-        return ((self.quota.reset_at_ms or 0) - self.now_ms) / 1000
+        return seconds_until_reset(self.quota, self.now_ms)
 
     def as_dict(self) -> dict[str, Json]:
         """Give all of it as plain JSON."""
@@ -537,7 +523,7 @@ class _View:
 
     def _left_words(self) -> str:
         seconds = self.seconds_left
-        return f"at least {_duration(seconds)} left" if seconds and self.report.due else ""
+        return f"at least {duration(seconds)} left" if seconds and self.report.due else ""
 
 
 def follow(
@@ -713,15 +699,3 @@ def _moment(at_ms: int | None) -> str:
     if at_ms is None:
         return "-"
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _duration(seconds: float) -> str:
-    minutes = -(-round(seconds) // 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from airflow_provider_sib.campaign.ledger import (
+    Campaign,
     CampaignStatus,
     Json,
     Ledger,
+    Quota,
     Share,
     State,
 )
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 LIMITS = (100, 200, 600)
 """Requests per hour that Brevo's plans allow: https://developers.brevo.com/docs/api-limits."""
+
+RESERVE = 10
+"""Calls of an hour left to others, where a campaign's task hasn't told how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +176,32 @@ def hours(calls: int, per_hour: int, *, left: int | None = None) -> float:
     return float(max(0, -(-later // max(1, per_hour))))
 
 
+def seconds_left(campaign: Campaign, due: int, quota: Quota, now_ms: int) -> float | None:
+    """Estimate how long the quota makes a campaign last at least; None where nobody knows.
+
+    :param campaign: the campaign's own row.
+    :param due: deliveries that wait to be sent to, by now.
+    :param quota: what is known of its account's quota.
+    :param now_ms: the ledger's clock.
+    """
+    if quota.limit is None or campaign.status is not CampaignStatus.RUNNING or campaign.enrolled_at_ms is None:
+        return None
+    reserve = min(campaign.settings.get("reserve", RESERVE), quota.limit - 1)
+    per_hour = quota.limit - reserve
+    until_reset = seconds_until_reset(quota, now_ms)
+    if until_reset is None:
+        return 3600 * hours(due, per_hour)
+    waits = hours(due, per_hour, left=max(0, (quota.remaining or 0) - reserve))
+    return 3600 * (waits - 1) + until_reset if waits else 0.0
+
+
+def seconds_until_reset(quota: Quota, now_ms: int) -> float | None:
+    """Tell how long the quota's present hour still is; None where that isn't known."""
+    if quota.remaining is None or (quota.reset_at_ms or 0) <= now_ms:
+        return None
+    return ((quota.reset_at_ms or 0) - now_ms) / 1000
+
+
 def hours_table(calls: int, *, reserve: int = 10, limits: Sequence[int] = LIMITS) -> list[tuple[int, float]]:
     """Return the hours so many calls take, by the requests per hour of a plan.
 
@@ -179,3 +210,16 @@ def hours_table(calls: int, *, reserve: int = 10, limits: Sequence[int] = LIMITS
     :param limits: requests per hour.
     """
     return [(limit, hours(calls, limit - min(reserve, limit - 1))) for limit in limits]
+
+
+def duration(seconds: float) -> str:
+    """Say a span of time in words for people, rounded up."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = -(-round(seconds) // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    whole, minutes = divmod(minutes, 60)
+    if whole < 48:
+        return f"{whole} h {minutes} min"
+    return f"{whole // 24} d {whole % 24} h"

@@ -215,12 +215,14 @@ class Pin:
         )
 
 
-def open_ledger(place: LedgerPlace, *, to_send: bool) -> Ledger:
+def open_ledger(place: LedgerPlace, *, to_send: bool, create: bool = True) -> Ledger:
     """Open the ledger and see that it is the right one.
 
     :param place: where it lies.
     :param to_send: whether campaigns will be delivered with it: then the place must be one that all tasks share,
         and the first use pins it. Looking at it pins nothing.
+    :param create: whether to make it where there is none.
+    :raises LedgerMissing: when there is none, and none is to be made.
     :raises AirflowFailException: when it is not the right one, or not safe to send with.
     :raises LedgerUnavailable: when its database does not answer.
     """
@@ -232,7 +234,7 @@ def open_ledger(place: LedgerPlace, *, to_send: bool) -> Ledger:
             "type postgres or mysql. Nothing was sent."
         )
     pin = Pin.read(place)
-    ledger = _open(place)
+    ledger = _open(place, create=create)
     try:
         identity = ledger.identity()
         if pin is not None:
@@ -261,13 +263,13 @@ def look(place: LedgerPlace) -> Identity:
         ledger.close()
 
 
-def _open(place: LedgerPlace) -> Ledger:
+def _open(place: LedgerPlace, *, create: bool = True) -> Ledger:
     from airflow_provider_sib.campaign.ledger import LedgerUnsafe
     from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 
     url = place.url()
     try:
-        return SqlLedger(url)
+        return SqlLedger(url, create=create)
     except LedgerUnsafe as error:
         raise AirflowFailException(str(error)) from error
     except ModuleNotFoundError as error:
@@ -282,11 +284,13 @@ def open_to_watch(url: URL, ledger_id: str) -> Ledger:
 
     :raises LookupError: when there is none, or another one.
     """
+    from airflow_provider_sib.campaign.ledger import LedgerMissing
     from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        raise LookupError(f"there is no ledger at {url.database} on this machine")
-    ledger = SqlLedger(url)
+    try:
+        ledger = SqlLedger(url, create=False)
+    except LedgerMissing as error:
+        raise LookupError(str(error)) from error
     if ledger.identity().ledger_id != ledger_id:
         ledger.close()
         raise LookupError("the ledger here is another one than the task's")
@@ -336,16 +340,18 @@ class CampaignHook(BaseHook):
 
     :param ledger_conn_id: Airflow connection of the ledger's database (postgres or mysql); None is
         ``[sib] ledger_conn_id``, else the file ``sib_ledger.db`` in ``AIRFLOW_HOME``.
+    :param create: False: where there is no ledger none is made, and whatever is asked raises ``LedgerMissing``.
     """
 
-    def __init__(self, ledger_conn_id: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, ledger_conn_id: str | None = None, *, create: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.place = LedgerPlace.configured(ledger_conn_id)
+        self._create = create
 
     @cached_property
     def ledger(self) -> Ledger:
         """The ledger, opened at first use."""
-        return open_ledger(self.place, to_send=False)
+        return open_ledger(self.place, to_send=False, create=self._create)
 
     def close(self) -> None:
         """Close the ledger; the next call opens it again."""
@@ -378,20 +384,11 @@ class CampaignHook(BaseHook):
         :raises UnknownCampaign: when the ledger has none of this id.
         """
         from airflow_provider_sib.campaign.engine import Rules
-        from airflow_provider_sib.campaign.ledger import QuotaUse, new_token
+        from airflow_provider_sib.campaign.ledger import Granted, Quota
 
         rules = Rules(account=self.ledger.campaign(campaign_id).binding["connection"])
-        return self.ledger.quota(
-            QuotaUse(
-                account=rules.account,
-                bucket=rules.bucket,
-                holder=f"{new_token():x}",
-                flying=0,
-                wanted=0,
-                lease_seconds=0,
-                pace=lambda quota, _: (quota, 0),
-            )
-        )
+        quota = self.ledger.quotas().get((rules.account, rules.bucket), Quota())
+        return Granted(self.ledger.now_ms(), quota, 0)
 
     def pause(self, campaign_id: str) -> Campaign:
         """Stop beginning messages until :meth:`resume`; a task that delivers it waits, deferred.

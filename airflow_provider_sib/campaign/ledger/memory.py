@@ -419,6 +419,11 @@ class MemoryLedger:
                 self._untouch((campaign_id, row.rank))
             return True
 
+    def quotas(self) -> dict[tuple[str, str], Quota]:
+        """See :meth:`Ledger.quotas`."""
+        with self._lock:
+            return dict(self._quotas)
+
     def counts(self, campaign_id: str) -> Counts:
         """See :meth:`Ledger.counts`."""
         with self._lock:

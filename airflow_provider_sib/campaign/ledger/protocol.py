@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-    from airflow_provider_sib.campaign.ledger.quota import Granted, QuotaUse
+    from airflow_provider_sib.campaign.ledger.quota import Granted, Quota, QuotaUse
     from airflow_provider_sib.campaign.ledger.values import (
         Backlog,
         Campaign,
@@ -200,6 +200,9 @@ class Ledger(Protocol):
         """
 
     # looking
+
+    def quotas(self) -> dict[tuple[str, str], Quota]:
+        """Read what is known of every account's quota, by account and bucket; asks for none of it."""
 
     def counts(self, campaign_id: str) -> Counts:
         """Count deliveries by state."""

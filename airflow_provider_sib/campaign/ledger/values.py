@@ -61,6 +61,10 @@ class LedgerUnsafe(LedgerError):
     """The ledger can't keep what it must: a network disk, a newer schema, an asynchronous commit."""
 
 
+class LedgerMissing(LedgerError):
+    """There is no ledger at this place, and whoever looks makes none."""
+
+
 class UnknownCampaign(LedgerError):
     """The ledger has no campaign of this id."""
 

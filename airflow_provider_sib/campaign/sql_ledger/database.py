@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.pool import QueuePool
 
-from airflow_provider_sib.campaign.ledger import Json, LedgerUnavailable, LedgerUnsafe, keyed_hash
+from airflow_provider_sib.campaign.ledger import Json, LedgerMissing, LedgerUnavailable, LedgerUnsafe, keyed_hash
 from airflow_provider_sib.campaign.sql_ledger.dialects import DIALECTS
 
 T = TypeVar("T")
@@ -116,6 +116,8 @@ class Database:
     :param clock: seconds since 1970; None is the database's own clock.
     :param sleep: waits so many seconds for another writer.
     :param random: a number from 0 up to 1, for the jitter of those waits.
+    :param create: whether to make SQLite's file where there is none.
+    :raises LedgerMissing: there is no such file, and none is to be made.
     :raises LedgerUnsafe: a network disk, a database of another kind.
     :raises LedgerUnavailable: the file can't be opened.
     """
@@ -127,6 +129,7 @@ class Database:
         clock: Callable[[], float] | None,
         sleep: Callable[[float], None],
         random: Callable[[], float],
+        create: bool,
     ) -> None:
         url = sa.engine.make_url(url)
         kind = url.get_backend_name()
@@ -140,7 +143,8 @@ class Database:
         self.unsure: set[int] = set()
         self.texts: dict[str, Json] = {}
         if self._sqlite:
-            _prepare_file(url.database)
+            _prepare_file(url.database, create=create)
+        self.place = url.database if self._sqlite else f"{url.database} at {url.host}"
         self.engine = _engine(url, sqlite=self._sqlite)
 
     def read(self, work: Callable[[Transaction], T]) -> T:
@@ -271,7 +275,7 @@ def network_disk(path: Path, mounts: str) -> str | None:
     return kind if kind in NETWORK_DISKS else None
 
 
-def _prepare_file(database: str | None) -> None:
+def _prepare_file(database: str | None, *, create: bool) -> None:
     if not database or database == ":memory:" or database.startswith("file:"):
         raise LedgerUnsafe("A ledger in SQLite needs the path of a file.")
     path = Path(database).resolve()
@@ -282,6 +286,9 @@ def _prepare_file(database: str | None) -> None:
             f"The ledger's file {path} lies on a network disk ({kind}), where SQLite may lose rows: put it on a"
             " local disk, or keep the ledger in PostgreSQL or MySQL (ledger_conn_id)."
         )
+    # An empty file is what an interrupted creation leaves.
+    if not create and not (path.exists() and path.stat().st_size):
+        raise LedgerMissing(f"There is no ledger at {path} on this machine.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

@@ -23,6 +23,7 @@ from airflow_provider_sib.campaign.ledger import (
     Identity,
     Json,
     Moment,
+    Quota,
     QuotaUse,
     Refusal,
     Revision,
@@ -56,12 +57,14 @@ if TYPE_CHECKING:
 class SqlLedger:
     """Keeps a ledger in a SQL database; see :class:`airflow_provider_sib.campaign.ledger.Ledger`.
 
-    Opening it creates or migrates its tables.
+    Opening it migrates its tables, and creates them unless told otherwise.
 
     :param url: SQLAlchemy's URL: a SQLite file's (created for its owner alone), PostgreSQL's, MySQL's, MariaDB's.
     :param clock: seconds since 1970; None is the database's own clock, which all workers share.
     :param sleep: waits so many seconds for another writer.
     :param random: a number from 0 up to 1, for the jitter of those waits.
+    :param create: False: where there is no ledger none is made.
+    :raises LedgerMissing: there is none, and none is to be made.
     :raises LedgerUnsafe: a network disk, a schema that needs newer code, a database of another kind.
     :raises LedgerUnavailable: the database doesn't answer.
     """
@@ -73,9 +76,14 @@ class SqlLedger:
         clock: Callable[[], float] | None = None,
         sleep: Callable[[float], None] = time.sleep,
         random: Callable[[], float] = random.random,
+        create: bool = True,
     ) -> None:
-        self._database = Database(url, clock=clock, sleep=sleep, random=random)
-        opened = schema.opened(self._database)
+        self._database = Database(url, clock=clock, sleep=sleep, random=random, create=create)
+        try:
+            opened = schema.opened(self._database, create=create)
+        except BaseException:
+            self._database.close()
+            raise
         self._ledger_id, self._warnings = opened.ledger_id, opened.warnings
         self._database.secret = opened.secret
 
@@ -216,6 +224,10 @@ class SqlLedger:
         )
 
     # looking
+
+    def quotas(self) -> dict[tuple[str, str], Quota]:
+        """See :meth:`Ledger.quotas`."""
+        return self._database.read(quotas.known)
 
     def counts(self, campaign_id: str) -> Counts:
         """See :meth:`Ledger.counts`."""

@@ -36,7 +36,17 @@ def locked(tx: Transaction, use: QuotaUse) -> Quota:
             **key,
         )
         rows = tx.rows(sql, **key)
-    doc = json.loads(rows[0][0])
+    return _read(rows[0][0])
+
+
+def known(tx: Transaction) -> dict[tuple[str, str], Quota]:
+    """Read all quota rows, locking none."""
+    rows = tx.rows("SELECT account, bucket, doc FROM sib_quota")
+    return {(account, bucket): _read(doc) for account, bucket, doc in rows}
+
+
+def _read(text: str) -> Quota:
+    doc = json.loads(text)
     holders = {name: Holding(*holding) for name, holding in doc.pop("holders", {}).items()}
     # A newer release may have added fields that this one doesn't know.
     return Quota(**{name: doc[name] for name in doc.keys() & _FIELDS}, holders=holders)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from airflow_provider_sib import __version__
-from airflow_provider_sib.campaign.ledger import LedgerUnavailable, LedgerUnsafe
+from airflow_provider_sib.campaign.ledger import LedgerMissing, LedgerUnavailable, LedgerUnsafe
 from airflow_provider_sib.campaign.sql_ledger import facts
 
 if TYPE_CHECKING:
@@ -86,9 +86,11 @@ class Opened:
     warnings: tuple[str, ...]
 
 
-def opened(database: Database) -> Opened:
+def opened(database: Database, *, create: bool) -> Opened:
     """Make the tables or bring them forward, and read who the ledger is.
 
+    :param create: whether to make them where there are none.
+    :raises LedgerMissing: there are none, and none are to be made.
     :raises LedgerUnsafe: the tables need newer code.
     """
 
@@ -96,6 +98,8 @@ def opened(database: Database) -> Opened:
         return facts.known(tx) if sa.inspect(tx.conn).has_table("sib_meta") else {}
 
     meta = database.read(known)
+    if not meta and not create:
+        raise LedgerMissing(f"There is no ledger in {database.place}.")
     if int(meta.get("schema", 0)) < SCHEMA:
         _check(meta)
         database.write(_migrate)
