@@ -184,7 +184,11 @@ def seconds_left(campaign: Campaign, due: int, quota: Quota, now_ms: int) -> flo
     :param quota: what is known of its account's quota.
     :param now_ms: the ledger's clock.
     """
-    if quota.limit is None or campaign.status is not CampaignStatus.RUNNING or campaign.enrolled_at_ms is None:
+    if (
+        quota.limit is None
+        or campaign.status is not CampaignStatus.RUNNING
+        or campaign.enrolled_at_ms is None
+    ):
         return None
     reserve = min(campaign.settings.get("reserve", RESERVE), quota.limit - 1)
     per_hour = quota.limit - reserve

@@ -16,7 +16,13 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.pool import QueuePool
 
-from airflow_provider_sib.campaign.ledger import Json, LedgerMissing, LedgerUnavailable, LedgerUnsafe, keyed_hash
+from airflow_provider_sib.campaign.ledger import (
+    Json,
+    LedgerMissing,
+    LedgerUnavailable,
+    LedgerUnsafe,
+    keyed_hash,
+)
 from airflow_provider_sib.campaign.sql_ledger.dialects import DIALECTS
 
 T = TypeVar("T")
