@@ -23,6 +23,7 @@ __all__ = [
     "conf",
     "get_connection",
     "get_variable",
+    "keeps_deep_links",
     "runs_in_airflow",
     "set_variable",
     "task_state_store",
@@ -40,6 +41,14 @@ class TaskStateStore(Protocol):
 def task_state_store(context: Context) -> TaskStateStore | None:
     """Give the running task's state store, or None on Airflow 3.1 and 3.2, which have none."""
     return context.get("task_state_store")
+
+
+def keeps_deep_links() -> bool:
+    """Tell whether Airflow's UI opens an address inside a plugin's page, as it does from 3.3 on."""
+    from importlib.metadata import version
+
+    major, minor = version("apache-airflow-core").split(".")[:2]
+    return (int(major), int(minor)) >= (3, 3)
 
 
 def runs_in_airflow() -> bool:

@@ -112,6 +112,7 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": [{"integration-name": INTEGRATION, "python-modules": ["airflow_provider_sib.sensors"]}],
         "triggers": [{"integration-name": INTEGRATION, "python-modules": ["airflow_provider_sib.triggers"]}],
         "notifications": ["airflow_provider_sib.notifications.SibNotifier"],
+        "extra-links": ["airflow_provider_sib.links.CampaignLink"],
         "connection-types": [
             {
                 "connection-type": CONN_TYPE,

@@ -11,12 +11,13 @@ from airflow_provider_sib._compat import AirflowFailException, conf
 from airflow_provider_sib.api.errors import NotFound, RateLimited
 from airflow_provider_sib.hooks import SibConversationsHook, failing_for_good
 from airflow_provider_sib.hooks.campaign import CampaignHook
+from airflow_provider_sib.links import CampaignLink
 from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
-    from airflow.sdk import Context
+    from airflow.sdk import BaseOperatorLink, Context
 
     from airflow_provider_sib.triggers import Kind, Until
 
@@ -131,6 +132,7 @@ class CampaignSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("campaign_id", "ledger_conn_id")
+    operator_extra_links: Collection[BaseOperatorLink] = (CampaignLink(),)
     ui_color = "#c4e8d3"
 
     def __init__(
@@ -148,6 +150,11 @@ class CampaignSensor(BaseSensorOperator):
         self.campaign_id = campaign_id
         self.settled_share = settled_share
         self.ledger_conn_id = ledger_conn_id
+
+    def execute(self, context: Context) -> Any:
+        """Look, again and again."""
+        CampaignLink().keep(self, context)
+        return super().execute(context)
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - the signature is Airflow's
         """Look once."""

@@ -425,6 +425,10 @@ def enrol(
 # Sending
 
 
+BUCKET = "conversations"
+"""Which of an account's limits a campaign's calls count against."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What is read when sending, not when planning.
@@ -447,7 +451,7 @@ class Rules:
 
     account: str
     rate: Rate = field(default_factory=Rate)
-    bucket: str = "conversations"
+    bucket: str = BUCKET
     max_in_flight: int = 8
     timeout_seconds: float = 30.0
     send_window: SendWindow | None = None

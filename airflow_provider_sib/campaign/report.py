@@ -184,18 +184,27 @@ def seconds_left(campaign: Campaign, due: int, quota: Quota, now_ms: int) -> flo
     :param quota: what is known of its account's quota.
     :param now_ms: the ledger's clock.
     """
-    if (
-        quota.limit is None
-        or campaign.status is not CampaignStatus.RUNNING
-        or campaign.enrolled_at_ms is None
-    ):
+    if campaign.status is not CampaignStatus.RUNNING or campaign.enrolled_at_ms is None:
         return None
-    reserve = min(campaign.settings.get("reserve", RESERVE), quota.limit - 1)
+    return calls_take(due, quota, now_ms, reserve=campaign.settings.get("reserve", RESERVE))
+
+
+def calls_take(calls: int, quota: Quota, now_ms: int, *, reserve: int) -> float | None:
+    """Estimate the seconds until the last of so many calls; None where the quota isn't known, 0 within its hour.
+
+    :param calls: to be made.
+    :param quota: what is known of the account's quota.
+    :param now_ms: the ledger's clock.
+    :param reserve: calls of each hour left to others.
+    """
+    if quota.limit is None:
+        return None
+    reserve = min(reserve, quota.limit - 1)
     per_hour = quota.limit - reserve
     until_reset = seconds_until_reset(quota, now_ms)
     if until_reset is None:
-        return 3600 * hours(due, per_hour)
-    waits = hours(due, per_hour, left=max(0, (quota.remaining or 0) - reserve))
+        return 3600 * hours(calls, per_hour)
+    waits = hours(calls, per_hour, left=max(0, (quota.remaining or 0) - reserve))
     return 3600 * (waits - 1) + until_reset if waits else 0.0
 
 

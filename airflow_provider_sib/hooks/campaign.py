@@ -383,11 +383,11 @@ class CampaignHook(BaseHook):
         :return: the quota and, to compare its moments with, the ledger's clock.
         :raises UnknownCampaign: when the ledger has none of this id.
         """
-        from airflow_provider_sib.campaign.engine import Rules
+        from airflow_provider_sib.campaign.engine import BUCKET
         from airflow_provider_sib.campaign.ledger import Granted, Quota
 
-        rules = Rules(account=self.ledger.campaign(campaign_id).binding["connection"])
-        quota = self.ledger.quotas().get((rules.account, rules.bucket), Quota())
+        account = self.ledger.campaign(campaign_id).binding["connection"]
+        quota = self.ledger.quotas().get((account, BUCKET), Quota())
         return Granted(self.ledger.now_ms(), quota, 0)
 
     def pause(self, campaign_id: str) -> Campaign:

@@ -18,14 +18,15 @@ from airflow.sdk import Asset, AssetAlias, BaseOperator
 
 from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
 from airflow_provider_sib.hooks import SibConversationsHook, defer_after_seconds
+from airflow_provider_sib.links import CampaignLink
 from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import jinja2
-    from airflow.sdk import Context
+    from airflow.sdk import BaseOperatorLink, Context
 
     from airflow_provider_sib.campaign import FrequencyCap, SendWindow, Variant
     from airflow_provider_sib.campaign.announcement import Announcement, Enroller
@@ -80,6 +81,8 @@ class CampaignTask:
         self.settings = settings
         self.deferrable = deferrable
         self.log = operator.log
+        self.calls_planned: int | None = None
+        self.reserve = settings.reserve_calls
         self._courier: Courier | None = None
 
     def stop(self) -> None:
@@ -97,6 +100,7 @@ class CampaignTask:
 
         settings = self.settings
         kept_back = settings.reserve_calls if reserve is None else _whole("reserve", reserve, least=0)
+        self.reserve = kept_back
         return Rules(
             account=settings.conn_id,
             rate=Rate(reserve=kept_back, requests_per_hour=settings.requests_per_hour),
@@ -134,11 +138,35 @@ class CampaignTask:
 
         facts = ", ".join(f"{name} {value}" for name, value in tally.items() if value not in (None, {}))
         pause = f"; waiting for {waiting.reason}" if waiting else ""
-        self.log.info("Campaign %s: %s%s.", self.campaign_id, facts, pause)
         try:
+            left = self._left(tally["calls"])
             pin_progress(self.ledger, self.place)
         except LedgerUnavailable as error:  # its outcomes are held meanwhile, and given up by name if need be
+            left = "how long it still takes is unknown"
             self.log.warning("%s", error)
+        self.log.info("Campaign %s: %s%s; %s.", self.campaign_id, facts, pause, left)
+
+    def _left(self, calls: int) -> str:
+        """Say how long it still takes, as far as the quota tells.
+
+        :param calls: made so far.
+        """
+        from airflow_provider_sib.campaign.engine import BUCKET
+        from airflow_provider_sib.campaign.ledger import State
+        from airflow_provider_sib.campaign.report import calls_take, duration
+
+        if self.calls_planned is None:
+            counts = self.ledger.counts(self.campaign_id)
+            ahead = counts.due + counts.by_state.get(State.SENDING, 0)
+        else:
+            ahead = max(0, self.calls_planned - calls)
+        quota = self.ledger.quotas().get((self.settings.conn_id, BUCKET))
+        seconds = (
+            None if quota is None else calls_take(ahead, quota, self.ledger.now_ms(), reserve=self.reserve)
+        )
+        if seconds is None:
+            return f"{ahead:,} to go; how long that takes is unknown, since Brevo has not told the quota yet"
+        return f"{ahead:,} to go, {'within this hour' if seconds == 0 else f'at least {duration(seconds)}'}"
 
     def _defer(self, wait: Wait) -> NoReturn:
         from airflow_provider_sib.triggers import CampaignTrigger
@@ -227,6 +255,7 @@ class _CampaignOperator(BaseOperator):
 
     template_ext: Sequence[str] = (".md.j2", ".txt.j2")
     template_fields_renderers: ClassVar[dict[str, str]] = {"text": "md"}
+    operator_extra_links: Collection[BaseOperatorLink] = (CampaignLink(),)
     ui_color = "#c4e8d3"
 
     def __init__(
@@ -276,8 +305,9 @@ class _CampaignOperator(BaseOperator):
         if self._task is not None:
             self._task.stop()
 
-    def _opened(self) -> AbstractContextManager[CampaignTask]:
+    def _opened(self, context: Context) -> AbstractContextManager[CampaignTask]:
         """Open the connection and the right ledger; see :func:`opened`."""
+        CampaignLink().keep(self, context)
         return opened(
             self,
             self.campaign_id,
@@ -446,7 +476,7 @@ class SendCampaignOperator(_CampaignOperator):
         resumed = event is not None
         if _is_backfill(context) and not self.send_in_backfill:
             raise AirflowSkipException("A backfill sends nothing; send_in_backfill=True would.")
-        with self._opened() as self._task:
+        with self._opened(context) as self._task:
             task = self._task
             if _boolean("dry_run", self.dry_run):
                 return self._rehearse(task)
@@ -625,6 +655,7 @@ class _EditOperator(_CampaignOperator):
         from airflow_provider_sib.campaign.report import report
 
         price = engine.price()
+        task.calls_planned = price.calls
         self.log.info(
             "Campaign %s: %d calls, about %g hours at the account's quota; %d messages need none.",
             self.campaign_id,
@@ -694,7 +725,7 @@ class UpdateCampaignOperator(_EditOperator):
         from airflow_provider_sib.campaign.announcement import Announcement
         from airflow_provider_sib.campaign.engine import UpdateEngine
 
-        with self._opened() as self._task:
+        with self._opened(context) as self._task:
             task = self._task
             engine = UpdateEngine(
                 task.ledger,
@@ -753,7 +784,7 @@ class WithdrawCampaignOperator(_EditOperator):
         from airflow_provider_sib.campaign.engine import WithdrawEngine
 
         before = -self.sent_before if isinstance(self.sent_before, timedelta) else self.sent_before
-        with self._opened() as self._task:
+        with self._opened(context) as self._task:
             task = self._task
             engine = WithdrawEngine(
                 task.ledger,

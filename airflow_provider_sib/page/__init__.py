@@ -25,9 +25,9 @@ Addresses, below ``[api] base_url``; a campaign's id is a parameter, since it ma
 For tests in a browser (all inside the frame):
 
 - list: ``getByRole("searchbox", {name: "Search campaigns"})``, ``getByRole("combobox", {name: "Status"})``,
-  ``getByTestId("campaign-row")`` with ``data-campaign=ID`` and a link named by the id; in it ``getByTestId("status")``,
-  ``getByRole("progressbar")``, ``sent``, ``failed``, ``in_doubt``, ``skipped``, ``quota``, ``left`` as test ids; buttons
-  "Previous page" and "Next page".
+  ``getByTestId("campaign-row")`` with ``data-campaign=ID`` and a link named by the id; in it
+  ``getByRole("progressbar")`` and the test ids ``status``, ``sent``, ``failed``, ``in_doubt``, ``skipped``, ``quota``,
+  ``left``; buttons "Previous page" and "Next page".
 - one campaign: heading with its id, ``getByTestId("status")`` (``running``, ``paused``, ``aborted``, ``finished``),
   ``getByTestId("delivery")`` (who delivers), figures by test ids ``sent``, ``failed``, ``in_doubt``, ``skipped``,
   ``pending``, ``quota``, ``left``; ``chart``, ``variants``, ``reasons``, ``doubts``, ``texts``; buttons "Pause",

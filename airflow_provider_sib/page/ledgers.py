@@ -90,18 +90,21 @@ class Shelf:
                 return held
             if held is not None and held.hook is not None:
                 held.hook.close()
-            if named and place != LedgerPlace.configured(None) and Pin.read(place) is None:
-                raise UnknownLedger(place.conn_id)
-            held = self._held[place.conn_id] = self._open(place)
+            held = self._held[place.conn_id] = self._open(place, named=named)
             return held
 
-    def _open(self, place: LedgerPlace) -> _Held:
+    def _open(self, place: LedgerPlace, *, named: bool) -> _Held:
         hook = CampaignHook(place.conn_id, create=False)
         try:
+            if named and place != LedgerPlace.configured(None) and Pin.read(place) is None:
+                raise UnknownLedger(place.conn_id)
             hook.ledger.now_ms()
+        except UnknownLedger:
+            raise
         except Exception as error:  # noqa: BLE001  whatever keeps it from being opened is said on the page
             hook.close()
-            log.warning("The Campaign page can't open its ledger: %s: %s", type(error).__name__, error)
+            if not isinstance(error, LedgerMissing):
+                log.warning("The Campaign page can't open its ledger: %s: %s", type(error).__name__, error)
             return _Held(self._clock() + FAILED_SECONDS, failure=_unreachable(error, place))
         return _Held(self._clock() + KEEP_SECONDS, hook=hook, file=_file_of(hook))
 
@@ -133,11 +136,15 @@ def _unreachable(error: Exception, place: LedgerPlace) -> Unreachable:
                 "There is no ledger here yet",
                 f"{error} That is where {here} looks, with AIRFLOW_HOME={home}.",
                 (
-                    "If no campaign was sent yet, all is well: the first task that sends one makes the ledger, and "
-                    "this page shows it.",
-                    "If campaigns were sent, their tasks keep a ledger elsewhere: on another machine, in another "
-                    "container, or under another AIRFLOW_HOME. Set [sib] ledger_conn_id, for every part of Airflow, "
-                    "to a connection of type postgres or mysql; or give this API server the tasks' AIRFLOW_HOME.",
+                    (
+                        "If no campaign was sent yet, all is well: the first task that sends one makes the ledger, "
+                        "and this page shows it."
+                    ),
+                    (
+                        "If campaigns were sent, their tasks keep a ledger elsewhere: on another machine, in another "
+                        "container, or under another AIRFLOW_HOME. Set [sib] ledger_conn_id, for every part of "
+                        "Airflow, to a connection of type postgres or mysql; or give this API server the tasks' AIRFLOW_HOME."
+                    ),
                 ),
             )
         case LedgerMissing():
@@ -146,8 +153,10 @@ def _unreachable(error: Exception, place: LedgerPlace) -> Unreachable:
                 f"{error} Connection {place.conn_id!r} leads there from {here}.",
                 (
                     "If no campaign was sent yet, all is well: the first task that sends one makes the tables.",
-                    "If campaigns were sent, see that the connection names the same host, database and user here as "
-                    "for the tasks (an environment variable AIRFLOW_CONN_… differs by machine).",
+                    (
+                        "If campaigns were sent, see that the connection names the same host, database and user here "
+                        "as for the tasks (an environment variable AIRFLOW_CONN_… differs by machine)."
+                    ),
                 ),
             )
         case LedgerUnavailable():
@@ -168,8 +177,8 @@ def _unreachable(error: Exception, place: LedgerPlace) -> Unreachable:
                 "The ledger's connection can't be read",
                 f"{type(error).__name__}: {error}",
                 (
-                    f"[sib] ledger_conn_id is {place.conn_id!r}: create this connection, of type postgres or mysql, or "
-                    f"let {here} see the environment or secrets backend it is in."
+                    f"[sib] ledger_conn_id is {place.conn_id!r}: create this connection, of type postgres or mysql, "
+                    f"or let {here} see the environment or secrets backend it is in."
                     if place.conn_id
                     else f"The log of {here} says more.",
                 ),

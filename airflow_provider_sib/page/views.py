@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from airflow_provider_sib.campaign.engine import Rules
+from airflow_provider_sib.campaign.engine import BUCKET
 from airflow_provider_sib.campaign.ledger import CampaignStatus, Quota, State, UnknownCampaign
 from airflow_provider_sib.campaign.report import seconds_left
 
@@ -94,8 +94,7 @@ def _row(
     campaign: Campaign, counts: Counts, quotas: Mapping[tuple[str, str], Quota], now_ms: int
 ) -> dict[str, Json]:
     by_state = {state.name.lower(): counts.by_state.get(state, 0) for state in State}
-    rules = Rules(account=campaign.binding.get("connection", ""))
-    quota = quotas.get((rules.account, rules.bucket), Quota())
+    quota = quotas.get((campaign.binding.get("connection", ""), BUCKET), Quota())
     waiting = counts.due + by_state["sending"]
     reachable = counts.total - counts.held_back
     return {

@@ -1,7 +1,7 @@
 // Draws messages over time: what was sent so far, as an area, below what the quota allows, as a line of steps.
 
 import { create, draw } from "./dom.js";
-import { exactly, moment, number } from "./words.js";
+import { clock, exactly, moment, number } from "./words.js";
 
 const WIDTH = 900;
 const HEIGHT = 240;
@@ -53,7 +53,7 @@ export const chart = (svg, legend, { chart: { seconds, moments }, quotaLimit, to
   for (let step = 0; step <= ticks; step += 1) {
     const at = begin + ((end - begin) * step) / ticks;
     const anchor = step === 0 ? "start" : step === ticks ? "end" : "middle";
-    parts.push(draw("text", { class: "tick", x: x(at), y: HEIGHT - 8, "text-anchor": anchor }, end - begin < 12 * HOUR_MS ? moment(at, at) : exactly(at)));
+    parts.push(draw("text", { class: "tick", x: x(at), y: HEIGHT - 8, "text-anchor": anchor }, end - begin < HOUR_MS / 6 ? moment(at, at) : end - begin < 20 * HOUR_MS ? clock(at) : exactly(at)));
   }
   let below = points.map(() => 0);
   for (const [name] of STATES) {

@@ -43,7 +43,7 @@ const drawRow = (row, campaign, nowMs) => {
   badge(cell("status"), campaign.status);
   bar(row.querySelector(".bar"), campaign, `Progress of ${campaign.id}`);
   setText(row.querySelector(".share"), percent(campaign.settled_share));
-  setText(row.querySelector(".delivery"), campaign.delivery === "over" ? "" : delivery(campaign, nowMs));
+  setText(row.querySelector(".delivery"), ["over", "stopped"].includes(campaign.delivery) ? "" : delivery(campaign, nowMs));
   for (const name of ["sent", "failed", "in_doubt", "skipped"]) {
     setText(cell(name), number(campaign[name]));
     setAttribute(cell(name), "data-zero", campaign[name] === 0);

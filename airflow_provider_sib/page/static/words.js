@@ -2,6 +2,7 @@
 
 const plain = new Intl.NumberFormat();
 const near = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const short = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
 const far = new Intl.DateTimeFormat([], { dateStyle: "medium", timeStyle: "short" });
 const DAY_MS = 86_400_000;
 
@@ -11,6 +12,8 @@ export const moment = (ms, nowMs = Date.now()) => {
   if (ms === null || ms === undefined) return "–";
   return Math.abs(nowMs - ms) < DAY_MS / 2 ? near.format(ms) : far.format(ms);
 };
+
+export const clock = (ms) => short.format(ms);
 
 export const exactly = (ms) => far.format(ms);
 
