@@ -143,7 +143,8 @@ def _unreachable(error: Exception, place: LedgerPlace) -> Unreachable:
                     (
                         "If campaigns were sent, their tasks keep a ledger elsewhere: on another machine, in another "
                         "container, or under another AIRFLOW_HOME. Set [sib] ledger_conn_id, for every part of "
-                        "Airflow, to a connection of type postgres or mysql; or give this API server the tasks' AIRFLOW_HOME."
+                        "Airflow, to a connection of type postgres or mysql; or give this API server the "
+                        "tasks' AIRFLOW_HOME."
                     ),
                 ),
             )
