@@ -35,6 +35,7 @@ const ALLOWED = {
 
 let campaign = null;
 let doubtsOffset = 0;
+let figures = null;
 let figuresAt = null;
 
 const drawHead = () => {
@@ -59,22 +60,25 @@ const drawHead = () => {
   setText(part("left"), left(campaign));
 };
 
-const drawFigures = (figures) => {
+const drawFigures = () => {
   for (const name of ["chart", "variants", "reasons"]) show(part(name).querySelector(".counting"), !figures.ready);
   if (!figures.ready) return;
   const isEmpty = figures.chart.moments.length === 0;
   show(part("chart").querySelector(".empty"), isEmpty);
   show(part("chart").querySelector("figure"), !isEmpty);
   if (!isEmpty) {
-    chart(part("chart").querySelector("svg"), part("chart").querySelector(".legend"), {
-      chart: figures.chart, quotaLimit: campaign.quota.limit, total: campaign.total, nowMs: campaign.now_ms,
-      isOver: campaign.status === "finished" || campaign.status === "aborted",
-    });
+    drawChart();
     fill(part("chart").querySelector("tbody"), figures.chart.moments, rows);
   }
   drawVariants(figures);
   drawReasons(figures);
 };
+
+const drawChart = () =>
+  chart(part("chart").querySelector("svg"), part("chart").querySelector(".legend"), {
+    chart: figures.chart, quotaLimit: campaign.quota.limit, total: campaign.total, nowMs: campaign.now_ms,
+    isOver: campaign.status === "finished" || campaign.status === "aborted",
+  });
 
 const drawVariants = ({ variants }) => {
   const used = STATES.filter(([state]) => Object.values(variants).some((states) => states[state]));
@@ -207,6 +211,10 @@ export const start = (refresh) => {
   }
 };
 
+new ResizeObserver(() => {
+  if (figures?.ready && figures.chart.moments.length > 0) drawChart();
+}).observe(part("chart"));
+
 export const load = async () => {
   const answer = await get("campaign", { id: campaignId });
   if (answer.failed) return answer.failed;
@@ -228,7 +236,8 @@ const loadRest = async () => {
   const counted = await get("figures", { id: campaignId });
   if (counted.value) {
     const key = JSON.stringify([counted.value, campaign.quota.limit, campaign.status]);
-    if (key !== figuresAt || campaign.delivery === "now") drawFigures(counted.value);
+    figures = counted.value;
+    if (key !== figuresAt || campaign.delivery === "now") drawFigures();
     figuresAt = key;
     if (!counted.value.ready) setTimeout(loadRest, 500);
   }

@@ -3,8 +3,7 @@
 import { create, draw } from "./dom.js";
 import { clock, exactly, moment, number } from "./words.js";
 
-const WIDTH = 900;
-const HEIGHT = 240;
+const HEIGHT = 260;
 const LEFT = 56;
 const RIGHT = 12;
 const TOP = 12;
@@ -31,6 +30,9 @@ const totals = (moments, spanMs) => {
 };
 
 export const chart = (svg, legend, { chart: { seconds, moments }, quotaLimit, total, nowMs, isOver }) => {
+  // A unit is a pixel, so that words keep their size however wide the page is.
+  const width = Math.max(280, Math.round(svg.parentElement.clientWidth));
+  svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   const spanMs = seconds * 1000;
   const points = totals(moments, spanMs);
   const begin = points[0].at;
@@ -40,16 +42,16 @@ export const chart = (svg, legend, { chart: { seconds, moments }, quotaLimit, to
   const reached = last.sent + last.failed + last.in_doubt;
   const isLong = end - begin >= HOUR_MS && quotaLimit !== null;
   const most = nice(Math.max(1, Math.min(total, reached * 1.15 + 1)));
-  const x = (at) => LEFT + ((at - begin) / (end - begin)) * (WIDTH - LEFT - RIGHT);
+  const x = (at) => LEFT + ((at - begin) / (end - begin)) * (width - LEFT - RIGHT);
   const y = (count) => TOP + (1 - Math.min(count, most) / most) * (HEIGHT - TOP - BOTTOM);
   const parts = [];
   for (let step = 0; step <= 4; step += 1) {
     const value = (most * step) / 4;
     if (!Number.isInteger(value)) continue;
-    parts.push(draw("line", { class: "rule", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
+    parts.push(draw("line", { class: "rule", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }));
     parts.push(draw("text", { class: "tick", x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, number(value)));
   }
-  const ticks = 4;
+  const ticks = width < 560 ? 2 : 4;
   for (let step = 0; step <= ticks; step += 1) {
     const at = begin + ((end - begin) * step) / ticks;
     const anchor = step === 0 ? "start" : step === ticks ? "end" : "middle";

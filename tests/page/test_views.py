@@ -1,0 +1,98 @@
+"""What the page shows of a campaign: who delivers, how far it is, and figures that take their time."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from airflow_provider_sib.campaign.ledger import CampaignStatus, Enrolment, MemoryLedger, Text
+from airflow_provider_sib.page import views
+from airflow_provider_sib.page.access import permitted
+
+NOW_MS = 1_800_000_000_000
+MINUTE_MS = 60_000
+
+
+@pytest.fixture
+def ledger():
+    made = MemoryLedger(clock=lambda: NOW_MS / 1000)
+    made.open_campaign("c", binding={}, each_run=False, text=Text("t", {}), settings={"dag_id": "d"})
+    made.enrol("c", [Enrolment(f"v{rank}", rank, f"v{rank}") for rank in range(5)])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changed", "waiting", "told"),
+    [
+        ({"status": CampaignStatus.FINISHED}, 0, "over"),
+        ({"status": CampaignStatus.PAUSED}, 5, "stopped"),
+        ({"status": CampaignStatus.ABORTED}, 5, "stopped"),
+        ({}, 0, "held_back"),
+        ({"last_seen_ms": NOW_MS - 1000}, 5, "now"),
+        ({"last_seen_ms": NOW_MS - 10 * MINUTE_MS}, 5, "nobody"),
+        ({"last_seen_ms": NOW_MS - 30 * MINUTE_MS, "next_wake_ms": NOW_MS + MINUTE_MS}, 5, "waits"),
+        # It is given two minutes to be scheduled again.
+        ({"last_seen_ms": NOW_MS - 30 * MINUTE_MS, "next_wake_ms": NOW_MS - MINUTE_MS}, 5, "now"),
+        ({"last_seen_ms": NOW_MS - 30 * MINUTE_MS, "next_wake_ms": NOW_MS - 5 * MINUTE_MS}, 5, "nobody"),
+        ({"created_at_ms": NOW_MS - 10 * MINUTE_MS}, 5, "never"),
+        ({"enrolled_at_ms": None}, 0, "now"),
+    ],
+)
+def test_who_delivers(ledger, changed, waiting, told):
+    campaign = replace(ledger.campaign("c"), **changed)
+    assert views._delivery(campaign, waiting, NOW_MS) == told
+
+
+def test_figures_that_take_long_are_said_not_to_be_ready_and_come_later(ledger):
+    may_go_on = threading.Event()
+
+    class Slow(MemoryLedger):
+        def breakdown(self, campaign_id):
+            assert may_go_on.wait(60)
+            return ledger.breakdown(campaign_id)
+
+        def series(self, campaign_id, **options):
+            return ledger.series(campaign_id, **options)
+
+    slow, campaign = Slow(), ledger.campaign("c")
+    figures = views.Figures()
+    assert figures.of(slow, campaign) == {"ready": False}
+    may_go_on.set()
+    figures._counted[slow.identity().ledger_id, "c"].coming.result(60)
+    assert figures.of(slow, campaign)["variants"] == {"": {"pending": 5}}
+
+
+def test_figures_are_counted_again_when_they_are_old(ledger):
+    seconds = [0.0]
+    figures = views.Figures(clock=lambda: seconds[0])
+    campaign = ledger.campaign("c")
+
+    def pending():
+        figures.of(ledger, campaign)
+        figures._counted[ledger.identity().ledger_id, "c"].coming.result(60)
+        return figures.of(ledger, campaign)["variants"][""].get("pending", 0)
+
+    assert pending() == 5
+    ledger.skip_pending("c", "over", limit=2)
+    assert pending() == 5
+    seconds[0] += views.FRESH_SECONDS
+    assert pending() == 3
+
+
+def test_a_chart_has_a_bounded_number_of_points():
+    for days in (0.001, 1, 30, 1000):
+        assert days * 86_400 / views._span(days * 86_400 / views.POINTS) <= views.POINTS * 1.5
+
+
+def test_a_campaign_of_no_dag_takes_the_right_to_all_dags(airflow_db, monkeypatch):
+    """Airflow's auth managers are asked for one DAG, or, where none is named, for all."""
+
+    class OnlyMine:
+        def is_authorized_dag(self, *, method, user, access_entity=None, details=None):
+            named = details is not None and details.id == "mine"
+            return named if details is not None or access_entity is None else True
+
+    monkeypatch.setattr("airflow_provider_sib.page.access.get_auth_manager", OnlyMine)
+    assert permitted("user", "GET", ["mine", "other", None]) == {"mine"}
