@@ -733,6 +733,17 @@ def test_a_quota_row_is_shared_by_campaigns_and_single_calls_of_an_account(ledge
     assert flying == [0, 5, 5]
 
 
+def test_quotas_are_read_by_account_and_bucket_and_nothing_is_asked_of_them(ledger: Ledger) -> None:
+    assert ledger.quotas() == {}
+
+    def told(quota: Quota, now_ms: int) -> tuple[Quota, int]:
+        return replace(quota, limit=100, remaining=37, reset_at_ms=now_ms + 1000), 1
+
+    granted = ledger.quota(use(1, holder="me", pace=told))
+    asked = use(1)
+    assert ledger.quotas() == {(asked.account, asked.bucket): granted.quota} == ledger.quotas()
+
+
 def test_a_holder_that_died_stops_counting(ledger: Ledger, clock: Clock) -> None:
     ledger.quota(use(4, holder="dead"))
     clock.seconds += 60

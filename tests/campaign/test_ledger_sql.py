@@ -23,6 +23,7 @@ from airflow_provider_sib.campaign.ledger import (
     Enrolment,
     Ledger,
     LedgerError,
+    LedgerMissing,
     LedgerUnavailable,
     LedgerUnsafe,
     Quota,
@@ -258,6 +259,31 @@ def test_workers_that_race_claim_each_row_once_without_a_deadlock(sql_house: Hou
         assert counts.total == 200
         assert counts.by_state[SENT] == len(claimed)
     assert deadlocks == []
+
+
+def test_whoever_only_looks_makes_no_tables(empty_house: House) -> None:
+    assert empty_house.url is not None
+    with pytest.raises(LedgerMissing, match="There is no ledger in"):
+        SqlLedger(empty_house.url, create=False)
+    engine = sa.create_engine(empty_house.url)
+    assert sa.inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_whoever_only_looks_makes_no_file(tmp_path: Path, interrupted: bool) -> None:
+    file = tmp_path / "here" / "ledger.db"
+    if interrupted:
+        file.parent.mkdir()
+        file.touch()
+    with pytest.raises(LedgerMissing, match=str(file)):
+        SqlLedger(f"sqlite:///{file}", create=False)
+    assert (file.exists(), file.parent.exists()) == (interrupted, interrupted)
+    made = SqlLedger(f"sqlite:///{file}")
+    looking = SqlLedger(f"sqlite:///{file}", create=False)
+    assert looking.identity() == made.identity()
+    made.close()
+    looking.close()
 
 
 def test_opening_an_empty_database_from_everywhere_at_once_makes_one_ledger(empty_house: House) -> None:

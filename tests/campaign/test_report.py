@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_provider_sib.campaign.ledger import Cycle, Enrolment, QuotaUse, Result, State, Text
-from airflow_provider_sib.campaign.report import hours, hours_table, report
+from airflow_provider_sib.campaign.ledger import Cycle, Enrolment, Quota, QuotaUse, Result, State, Text
+from airflow_provider_sib.campaign.report import calls_take, duration, hours, hours_table, report
 
 if TYPE_CHECKING:
     from airflow_provider_sib.campaign.ledger import Ledger
@@ -30,6 +30,39 @@ if TYPE_CHECKING:
 )
 def test_hours(calls: int, per_hour: int, left: int | None, found: float) -> None:
     assert hours(calls, per_hour, left=left) == found
+
+
+@pytest.mark.parametrize(
+    ("calls", "quota", "found"),
+    [
+        (500, Quota(), None),
+        (90, Quota(limit=100), 0),
+        (91, Quota(limit=100), 3600),
+        # 27 more within the half hour that is left of this one; then 90 each hour.
+        (27, Quota(limit=100, remaining=37, reset_at_ms=1_800_000), 0),
+        (28, Quota(limit=100, remaining=37, reset_at_ms=1_800_000), 1800),
+        (118, Quota(limit=100, remaining=37, reset_at_ms=1_800_000), 1800 + 3600),
+        # What is left of an hour that is over counts for nothing.
+        (90, Quota(limit=100, remaining=0, reset_at_ms=0), 0),
+    ],
+)
+def test_how_long_calls_take(calls: int, quota: Quota, found: float | None) -> None:
+    assert calls_take(calls, quota, 0, reserve=10) == found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (59, "59 s"),
+        (61, "2 min"),
+        (3600, "1 h 0 min"),
+        (30_180, "8 h 23 min"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_a_span_of_time_in_words(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 def test_the_hours_of_each_plan() -> None:
