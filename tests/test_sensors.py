@@ -27,6 +27,9 @@ class FirstLook:
     def get_first_reschedule_date(self, context):
         return None
 
+    def xcom_push(self, key, value):
+        """Take the link to the campaign's page."""
+
 
 @pytest.fixture
 def message(sib_sandbox):

@@ -109,7 +109,7 @@ def _row(
         "settled_share": 1 - waiting / reachable if reachable else float(campaign.enrolled_at_ms is not None),
         "quota": {
             "limit": quota.limit,
-            "remaining": quota.remaining if (quota.reset_at_ms or 0) > now_ms else quota.limit,
+            "remaining": quota.remaining if (quota.reset_at_ms or 0) > now_ms else None,
             "reset_at_ms": quota.reset_at_ms if (quota.reset_at_ms or 0) > now_ms else None,
         },
         "seconds_left": seconds_left(campaign, counts.due, quota, now_ms) if waiting else 0.0,
