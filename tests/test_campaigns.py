@@ -577,6 +577,7 @@ class TestResult:
         with create_session() as session:
             kept = session.scalars(select(XComModel).where(XComModel.run_id == run.run_id)).all()
             values = {row.key: XComModel.deserialize_value(row) for row in kept}
+        assert values.pop("_link_CampaignLink").endswith("/sib/?campaign=release")
         result = values.pop("return_value")
         assert values == result
         assert json.loads(json.dumps(result)) == result
