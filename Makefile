@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test kill check format demo bench wheel constraints clean
+.PHONY: help setup test kill check format docs demo bench wheel constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -36,6 +36,10 @@ format: setup ## format the code and mend what lint can mend
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+docs: setup ## build the documentation into .docs/html, from this repository alone; any warning is an error
+	$(BIN)/python -m sphinx --quiet --builder html --nitpicky --fail-on-warning --doctree-dir .docs/doctrees docs .docs/html
+	@echo "Open .docs/html/index.html"
+
 demo: setup ## a sandbox, a real Airflow and an announcement; until Ctrl-C, or to its end with ONCE=1
 	@$(BIN)/python scripts/demo.py $(if $(ONCE),--once)
 
@@ -52,4 +56,4 @@ constraints: setup ## resolve the pins in constraints.txt anew
 	  --upgrade --all-extras --group dev pyproject.toml -o constraints.txt
 
 clean: ## remove what make made
-	rm -rf $(VENV) .demo .bench dist build
+	rm -rf $(VENV) .demo .bench .docs dist build
