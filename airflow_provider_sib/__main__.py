@@ -8,17 +8,22 @@ import sys
 from airflow_provider_sib import check, cli
 
 
+def commands() -> argparse.ArgumentParser:
+    """Give the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="python -m airflow_provider_sib", allow_abbrev=False)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (check, cli):
+        module.add_command(subparsers)
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     :param arguments: the command line without the program's name; None for this process's own.
     :return: the exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m airflow_provider_sib", allow_abbrev=False)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (check, cli):
-        module.add_command(commands)
-    options = parser.parse_args(arguments)
+    options = commands().parse_args(arguments)
     status: int = options.run(options)
     return status
 

@@ -21,7 +21,8 @@ from airflow_provider_sib.sandbox.state import State
 _RESTRICTED_KEY = "xkeysib-restricted"
 
 
-def _parser() -> argparse.ArgumentParser:
+def commands() -> argparse.ArgumentParser:
+    """Give the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_sib.sandbox",
         description="A local Brevo Conversations, with a page that shows what each visitor sees. The switches and "
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     :param arguments: the command line without the program's name; None for this process's own.
     :return: the exit status: 0 when told to end, 1 when the address can't be had, 2 when the command line is wrong.
     """
-    parser = _parser()
+    parser = commands()
     options = vars(parser.parse_args(arguments))
     host, port = options["host"], options["port"]
     try:
