@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import re
+import shlex
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.cli.cli_parser import get_parser as airflow_commands
 
-from airflow_provider_sib.__main__ import main
+from airflow_provider_sib.__main__ import commands
 from airflow_provider_sib.campaign.report import hours_table
 from airflow_provider_sib.hooks import SibConversationsHook
 from airflow_provider_sib.hooks.campaign import LedgerPlace
+from airflow_provider_sib.sandbox.__main__ import commands as sandbox_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +34,13 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
-PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+GUIDES = [
+    f"{page}.md"
+    for page in re.findall(r"^guides/.+$", (DOCS / "index.md").read_text(), re.MULTILINE)
+    if page != "guides/test-your-dags"  # its tests want a sandbox that nobody has written to
+]
+"""The how-to guides, in the order in which the site has them."""
 
 VISITORS = 64
 """Rows of the file beside the DAGs."""
@@ -35,8 +48,8 @@ VISITORS = 64
 WAITS = {"Send windows and last moments"}
 """Sections whose DAG waits for nine o'clock: it is parsed, and what it does is tested with the engine."""
 
-OTHERS = {"live-account.md", "command-line.md"}
-"""Pages whose code has tests of its own: test_check.py, test_cli.py."""
+OTHERS = {"live-account.md", "tutorial.md"}
+"""Pages whose code has tests of its own: test_check.py, test_tutorial.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +91,7 @@ def headings(file: Path) -> set[str]:
 )
 def test_links_lead_somewhere(page, target):
     path, _, anchor = target.partition("#")
-    file = (DOCS / path).resolve() if path else DOCS / page
+    file = ((DOCS / page).parent / path).resolve() if path else DOCS / page
     assert file.exists()
     assert not anchor or anchor in headings(file)
 
@@ -122,23 +135,96 @@ def test_the_hours_of_the_quota_page_are_arithmetic(row):
     ]
 
 
+COMMANDS = commands()
+SHELL = sorted(
+    {
+        line.partition("  #")[0].strip().removesuffix(" &")
+        for page in sorted({*PAGES} - {"tutorial.md"})
+        for block in blocks(page)
+        if block.language in ("bash", "sh")
+        for line in block.source.splitlines()
+    }
+)
+
+
+@pytest.mark.parametrize("line", SHELL)
+def test_a_line_for_the_shell_is_one_that_works(line):
+    """By the parsers of the programs that it calls; what they do has tests of its own."""
+    words = shlex.split(line.partition(" | ")[0].partition(" > ")[0])
+    match words:
+        case ["export", assignment] if re.match(r"AIRFLOW_(CONN_\w+|_SIB__LEDGER_CONN_ID)=", assignment):
+            return  # a connection: see above
+        case ["python", "-m", "airflow_provider_sib", *arguments]:
+            assert COMMANDS.parse_args(arguments)
+        case ["python", "-m", "airflow_provider_sib.sandbox", *arguments]:
+            assert sandbox_commands().parse_args(arguments)
+        case ["python", "benchmarks/bench_ledger.py", *arguments]:
+            help_text = subprocess.run(
+                [sys.executable, "benchmarks/bench_ledger.py", "--help"],
+                cwd=REPOSITORY,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            assert {word for word in arguments if word.startswith("--")} <= set(
+                re.findall(r"--\w+", help_text)
+            )
+        case ["airflow", *arguments]:
+            assert airflow_commands().parse_args(arguments)
+        case ["pip", "install", *arguments]:
+            (distribution,) = [word for word in arguments if word.startswith("airflow-provider-sib")]
+            assert set(re.findall(r"\[(\w+)\]", distribution)) <= {"postgres", "mysql"}
+        case _:
+            pytest.fail(f"no test knows what {line!r} does")
+
+
 @pytest.mark.parametrize(
     "command",
     sorted(
         {
             command
-            for file in [REPOSITORY / "README.md", *DOCS.glob("*.md")]
+            for file in [REPOSITORY / "README.md", *DOCS.rglob("*.md")]
             for command in re.findall(
-                r"python -m airflow_provider_sib ((?:campaigns|ledger) \w+)", file.read_text()
+                r"(?:python -m airflow_provider_sib |`)((?:campaigns|ledger) [a-z]+)\b", file.read_text()
             )
         }
     ),
 )
 def test_a_command_that_is_named_is_there(capsys, command):
     with pytest.raises(SystemExit) as ended:
-        main([*command.split(), "--help"])
+        COMMANDS.parse_args([*command.split(), "--help"])
     assert ended.value.code == 0
     assert f"airflow_provider_sib {command}" in capsys.readouterr().out
+
+
+def test_every_command_has_its_section_on_the_page_of_the_command_line():
+    (there,) = [
+        action.choices for action in COMMANDS._actions if isinstance(action, argparse._SubParsersAction)
+    ]
+    page = (DOCS / "reference" / "command-line.md").read_text()
+    assert set(re.findall(r"^## (\w+)$", page, re.MULTILINE)) == set(there)
+
+
+def texts_of_the_package():
+    """Give every text of the package's code, with a mark where a value comes in."""
+    for file in (REPOSITORY / "airflow_provider_sib").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_messages_and_reasons_that_are_explained_are_the_package_s_own():
+    page = (DOCS / "guides" / "when-it-fails.md").read_text()
+    said, reasons = page.partition("## What the log says")[2].split("## Reasons")
+    quoted = re.findall(r"^\| `([^`]+)` \|", said, re.MULTILINE)
+    named = re.findall(r"^\| `(\w+)` \|", reasons, re.MULTILINE)
+    everything = "\n".join(texts_of_the_package())
+    assert len(quoted) > 15
+    assert len(named) > 12
+    assert [text for text in quoted if text not in everything] == []
+    assert [name for name in named if not re.search(rf"^{name}$", everything, re.MULTILINE)] == []
 
 
 @dataclass(slots=True)
@@ -161,6 +247,7 @@ class Reader:
         exec(compile(block.source, block.section, "exec"), namespace)
         for name, value in namespace.items():
             if name.startswith("test_"):
+                self.sandbox.reset()  # a test has one of its own
                 value(self.sandbox)
 
     def run(self, conf=None):
@@ -179,6 +266,11 @@ def nothing(reader):
 
 def lose_an_answer(reader):
     reader.sandbox.fault("hang_up_after", times=1)
+
+
+def show_the_dag_that_is_tested(reader):
+    (source,) = [b.source for b in blocks("guides/single-messages.md") if 'DAG("tell_once"' in b.source]
+    reader.dag_of("tell_once", source)
 
 
 def announced_once(reader):
@@ -249,14 +341,26 @@ def told_once(reader):
     assert [c.campaign_id for c in reader.campaigns.list() if c.campaign_id == "once:tell_once.tell"]
 
 
+def packed_and_on_its_way(reader):
+    assert [m["text"] for m in reader.said("Your order A-17 is on")] == ["Your order A-17 is on its way."]
+
+
+def taken_back(reader):
+    assert [m["deleted"] for m in reader.sandbox.messages() if m["text"] == "The lift is out of order."] == [
+        True
+    ]
+
+
 def asked_nobody_yet(reader):
     assert reader.campaigns.report("release-2.1-question").total == 0
 
 
-BEFORE = {"Personalise": lose_an_answer}
+BEFORE = {"Texts that differ": lose_an_answer, "Test your own DAGs": show_the_dag_that_is_tested}
 AFTER = {
+    "Send, then edit": packed_and_on_its_way,
+    "Wait for something": taken_back,
     "Announce": announced_once,
-    "Personalise": personalised,
+    "Texts that differ": personalised,
     "Choose the audience": told_from_rows,
     "Rehearse": rehearsed,
     "Begin with a canary": a_twentieth,
@@ -271,16 +375,37 @@ AFTER = {
 }
 
 
-@pytest.mark.parametrize("page", sorted({*PAGES} - OTHERS))
-def test_the_code_of_a_page_does_what_the_page_says(page, campaigns, sib_sandbox, dag_of):
-    reader = Reader(sib_sandbox, campaigns, dag_of)
-    sib_sandbox.configure(quota=10_000)
-    shown = [block for block in blocks(page) if block.language == "python"]
+@pytest.fixture
+def reader(campaigns, sib_sandbox, dag_of, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Reader(sib_sandbox, campaigns, dag_of)
+    for module in [name for name in sys.modules if name.startswith("my_dags")]:
+        del sys.modules[module]
+
+
+def read(pages, reader):
+    """Do what the pages show, one after the other."""
+    reader.sandbox.configure(quota=10_000)
+    shown = [block for page in pages for block in blocks(page) if block.language == "python"]
     for section, of_section in groupby(shown, key=attrgetter("section")):
         BEFORE.get(section, nothing)(reader)
         for block in of_section:
             reader.do(block)
         AFTER.get(section, nothing)(reader)
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(
+        page for page in {*PAGES} - OTHERS - {*GUIDES} if any(b.language == "python" for b in blocks(page))
+    ),
+)
+def test_the_code_of_a_page_does_what_the_page_says(page, reader):
+    read([page], reader)
+
+
+def test_the_code_of_the_guides_does_what_they_say_one_after_the_other(reader):
+    read(GUIDES, reader)
 
 
 def test_every_check_belongs_to_a_section():
