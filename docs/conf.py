@@ -52,4 +52,4 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
 pygments_style = "friendly"
-pygments_dark_style = "native"
+pygments_dark_style = "github-dark"

@@ -62,8 +62,12 @@ class FromTheCode(SphinxDirective):
         return meanings
 
     def markdown(self, text: str) -> list[nodes.Node]:
-        """Give Markdown as nodes."""
-        return self.parse_text_to_nodes(text, allow_section_headings=True)
+        """Give Markdown as nodes; its tables begin with names."""
+        given = self.parse_text_to_nodes(text, allow_section_headings=True)
+        for node in given:
+            for table in node.findall(nodes.table):
+                table["classes"].append("names")
+        return given
 
     def table(self, heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[nodes.Node]:
         """Give a table, whose cells are Markdown."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -406,6 +407,28 @@ def test_the_code_of_a_page_does_what_the_page_says(page, reader):
 
 def test_the_code_of_the_guides_does_what_they_say_one_after_the_other(reader):
     read(GUIDES, reader)
+
+
+def test_a_campaign_goes_on_in_another_ledger_without_those_whom_the_old_one_has_reached(
+    reader, tmp_path, monkeypatch
+):
+    """As the page on Celery and Kubernetes has it; without leaving them out, they are written to again."""
+    (source,) = [b.source for b in blocks("guides/announce.md") if 'DAG("announce_release"' in b.source]
+    reader.sandbox.configure(quota=10_000)
+    reader.last = reader.dag_of("announce_release", source.replace("audience=", "fraction=0.5, audience="))
+    reader.run()
+    reached = tmp_path / "reached.csv"
+    with reached.open("w", newline="") as file:
+        assert reader.campaigns.export("release-2.0", file, states=["sent", "in_doubt"]) == VISITORS / 2
+
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_OTHER", json.dumps({"conn_type": "sqlite", "host": f"{tmp_path}/other.db"})
+    )
+    elsewhere = f'ledger_conn_id="other", suppress="{reached}", audience='
+    reader.last = reader.dag_of("announce_release", source.replace("audience=", elsewhere))
+    reader.run()
+    assert set(Counter(m["visitorId"] for m in reader.sandbox.messages()).values()) == {1}
+    assert len(reader.sandbox.messages()) == VISITORS
 
 
 def test_every_check_belongs_to_a_section():
