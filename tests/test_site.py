@@ -83,10 +83,10 @@ def test_no_other_host_is_asked_for_anything(site, pages):
 
 
 def test_its_scripts_name_no_host_to_ask(site):
-    for file in site.rglob("*.js"):
+    for file in {*site.rglob("*.js")} - {site / "searchindex.js"}:  # which holds words of the pages
         code = re.sub(r"/\*.*?\*/|^\s*//.*$", "", file.read_text(), flags=re.DOTALL | re.MULTILINE)
-        if file.name != "searchindex.js":  # words of the pages
-            assert re.findall(r"""["'`](?:https?:)?//[\w.-]+""", code) == [], file.name
+        code = code.replace("http://www.w3.org/2000/svg", "")  # the name of SVG, which nobody asks for
+        assert re.findall(r"""["'`](?:https?:)?//[\w.-]+""", code) == [], file.name
 
 
 def test_what_it_loads_and_leads_to_is_there(site, pages):

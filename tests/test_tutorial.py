@@ -63,7 +63,7 @@ def told(tmp_path_factory) -> str:
         "PIP_NO_INDEX": "1",
         "YOUR_AIRFLOW_CONSTRAINTS": str(REPOSITORY / "constraints.txt"),
     }
-    shell = subprocess.Popen(
+    with subprocess.Popen(
         ["bash"],
         cwd=tmp_path_factory.mktemp("tutorial"),
         env=environment,
@@ -72,12 +72,12 @@ def told(tmp_path_factory) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
-    try:
-        printed, _ = shell.communicate(script().replace("8090", str(port)), timeout=LONGEST_SECONDS)
-    finally:
-        with suppress(ProcessLookupError):  # as it should be: the page tidies up
-            os.killpg(shell.pid, signal.SIGKILL)
+    ) as shell:
+        try:
+            printed, _ = shell.communicate(script().replace("8090", str(port)), timeout=LONGEST_SECONDS)
+        finally:
+            with suppress(ProcessLookupError):  # as it should be: the page tidies up
+                os.killpg(shell.pid, signal.SIGKILL)
     assert shell.returncode == 0, printed[-5000:]
     return printed
 
