@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,11 +66,11 @@ class Block:
 def blocks(page: str) -> list[Block]:
     found, section = [], ""
     for heading, language, source in re.findall(
-        r"^#+ ([^\n]+)$|^```(\w+)\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL
+        r"^#+ ([^\n]+)$|^ *```(\w+)\n(.*?)^ *```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL
     ):
         section = heading or section
         if language:
-            found.append(Block(section, language, source))
+            found.append(Block(section, language, dedent(source)))
     return found
 
 
@@ -159,17 +160,17 @@ def test_a_line_for_the_shell_is_one_that_works(line):
             assert COMMANDS.parse_args(arguments)
         case ["python", "-m", "airflow_provider_sib.sandbox", *arguments]:
             assert sandbox_commands().parse_args(arguments)
-        case ["python", "benchmarks/bench_ledger.py", *arguments]:
-            help_text = subprocess.run(
-                [sys.executable, "benchmarks/bench_ledger.py", "--help"],
+        case ["python", program, *arguments] if program.startswith("benchmarks/"):
+            shown = subprocess.run(
+                [sys.executable, program, "--help"],
                 cwd=REPOSITORY,
                 capture_output=True,
                 text=True,
                 check=True,
             ).stdout
-            assert {word for word in arguments if word.startswith("--")} <= set(
-                re.findall(r"--\w+", help_text)
-            )
+            assert {word for word in arguments if word.startswith("--")} <= set(re.findall(r"--\w+", shown))
+        case ["make", target, *_]:
+            assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         case ["airflow", *arguments]:
             assert airflow_commands().parse_args(arguments)
         case ["pip", "install", *arguments]:

@@ -425,6 +425,7 @@ class CampaignHook(BaseHook):
 
         :param reasons: only those that failed for one of these, as the report names them; None: all.
         :return: how many.
+        :raises UnknownCampaign: when the ledger has none of this id.
         """
         from airflow_provider_sib.campaign.ledger import State
 
@@ -436,6 +437,7 @@ class CampaignHook(BaseHook):
         :param once_key: of the delivery: the visitor's id, unless ``once_per`` says otherwise.
         :param sent: True: the message is there; False: it is not, and is sent again.
         :param message_id: the message's id, if known; without it it cannot be edited or withdrawn.
+        :raises UnknownCampaign: when the ledger has none of this id.
         :raises ValueError: when there is no such delivery in doubt.
         """
         from airflow_provider_sib.campaign.ledger import State
@@ -456,6 +458,8 @@ class CampaignHook(BaseHook):
         :param states: ``pending``, ``sending``, ``sent``, ``failed``, ``in_doubt``, ``skipped``, ``withdrawn``;
             None: all.
         :param reasons: only these, as the report names them; None: all.
+        :return: the deliveries, by rank; with ``states`` state by state.
+        :raises UnknownCampaign: when the ledger has none of this id.
         """
         from airflow_provider_sib.campaign.ledger import State
 
@@ -468,6 +472,7 @@ class CampaignHook(BaseHook):
         :param file: a text file opened with ``newline=""``.
         :param states: as of :meth:`deliveries`.
         :return: how many rows.
+        :raises UnknownCampaign: when the ledger has none of this id.
         """
         writer = csv.writer(file)
         writer.writerow(EXPORT_COLUMNS)
@@ -491,6 +496,8 @@ class CampaignHook(BaseHook):
     def suppress(self, visitor_ids: Iterable[str], reason: str = "asked") -> int:
         """Never send to these visitors, in no campaign of this ledger.
 
+        :param visitor_ids: read once, as a stream.
+        :param reason: kept with them, for those who look at the list.
         :return: how many are new on the list.
         """
         return self.ledger.suppress(visitor_ids, reason)
@@ -509,6 +516,7 @@ class CampaignHook(BaseHook):
         A keyed hash stays, so that they are not written to again. Brevo's message ids stay, so that withdrawing
         still works.
 
+        :param visitor_id: the visitor's id; one that nobody has enrolled is barred all the same.
         :return: deliveries changed.
         """
         return self.ledger.forget_visitor(visitor_id)
@@ -516,6 +524,7 @@ class CampaignHook(BaseHook):
     def purge(self, campaign_id: str) -> None:
         """Delete a campaign that is finished or aborted, whole. A new one of its id writes to everybody again.
 
+        :raises UnknownCampaign: when the ledger has none of this id.
         :raises ValueError: when it is running or paused.
         """
         if refusal := self.ledger.purge(campaign_id):
@@ -527,6 +536,7 @@ class CampaignHook(BaseHook):
         After that, tasks send with it: whoever it does not know to be reached is written to, again perhaps.
 
         :return: what is pinned now.
+        :raises RuntimeError: when Airflow did not keep the pin.
         """
         identity = look(self.place)
         pin = Pin(identity.ledger_id, identity.claims)

@@ -105,7 +105,10 @@ class ConnectionSettings:
     def send_pushed_message(
         self, visitor_id: str, text: str, *, agent_id: str | None = None, group_id: str | None = None
     ) -> Call[Message]:
-        """Describe a pushed message with this connection's defaults; see :meth:`SibConversationsHook`."""
+        """Describe a pushed message with this connection's defaults.
+
+        Parameters and errors are those of :meth:`SibConversationsHook.send_pushed_message`.
+        """
         from airflow_provider_sib.api import calls
 
         if agent_id is None and group_id is None:
@@ -124,7 +127,10 @@ class ConnectionSettings:
         agent_name: str | None = None,
         received_from: str | None = None,
     ) -> Call[Message]:
-        """Describe an agent's message with this connection's defaults; see :meth:`SibConversationsHook`."""
+        """Describe an agent's message with this connection's defaults.
+
+        Parameters and errors are those of :meth:`SibConversationsHook.send_message`.
+        """
         from airflow_provider_sib.api import calls
 
         if agent_id is None and agent_email is None and agent_name is None:
@@ -148,7 +154,10 @@ class ConnectionSettings:
         agent_name: str | None = None,
         received_from: str | None = None,
     ) -> Call[None]:
-        """Describe a ping with this connection's default agent; see :meth:`SibConversationsHook`."""
+        """Describe a ping with this connection's default agent.
+
+        Parameters and errors are those of :meth:`SibConversationsHook.ping_agent_online`.
+        """
         from airflow_provider_sib.api import calls
 
         if agent_id is None and agent_email is None and agent_name is None:
