@@ -423,9 +423,9 @@ def test_a_campaign_goes_on_in_another_ledger_without_those_whom_the_old_one_has
         assert reader.campaigns.export("release-2.0", file, states=["sent", "in_doubt"]) == VISITORS / 2
 
     monkeypatch.setenv(
-        "AIRFLOW_CONN_OTHER", json.dumps({"conn_type": "sqlite", "host": f"{tmp_path}/other.db"})
+        "AIRFLOW_CONN_NEW_LEDGER", json.dumps({"conn_type": "sqlite", "host": f"{tmp_path}/other.db"})
     )
-    elsewhere = f'ledger_conn_id="other", suppress="{reached}", audience='
+    elsewhere = f'ledger_conn_id="new_ledger", suppress="{reached}", audience='
     reader.last = reader.dag_of("announce_release", source.replace("audience=", elsewhere))
     reader.run()
     assert set(Counter(m["visitorId"] for m in reader.sandbox.messages()).values()) == {1}
