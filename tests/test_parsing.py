@@ -37,5 +37,6 @@ def test_only_modules_of_ours_and_airflows_base_classes_are_added(module):
     assert {name for name in added if name.startswith("airflow.")} <= {
         "airflow.sdk.bases.hook",
         "airflow.sdk.bases.notifier",
+        "airflow.sdk.bases.operatorlink",
         "airflow.sdk.bases.sensor",
     }
