@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test kill check format docs demo bench wheel constraints clean
+.PHONY: help setup test kill fuzz check format docs demo bench wheel constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -24,6 +24,9 @@ test: setup ## run the tests (ARGS=... goes to pytest)
 
 kill: setup ## the long tests: a sender killed 200 times in mid-sending (KILLS=…), Airflow killed in its campaign
 	SIB_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -m slow $(ARGS)
+
+fuzz: setup ## the state machines with 20,000 other examples each, drawn anew (EXAMPLES=…)
+	SIB_FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/campaign/test_campaign_model.py $(ARGS)
 
 check: setup ## formatting, lint, types, layers, the README's links
 	$(BIN)/ruff format --check
