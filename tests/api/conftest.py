@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import ipaddress
+import json
 import socket
+import ssl
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +17,13 @@ from airflow_provider_sib.api.aio import AsyncConversationsClient
 from airflow_provider_sib.api.client import ConversationsClient
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from airflow_provider_sib.api.calls import Call
     from airflow_provider_sib.api.wire import Answer
+
+MESSAGE = json.dumps({"id": "m", "text": "hi"}).encode()
 
 
 class SyncFace:
@@ -167,3 +173,99 @@ def peer() -> Iterator[Callable[..., Peer]]:
     yield make
     for one in made:
         one.close()
+
+
+# What a peer may do
+
+
+def answering(head: str = "", body: bytes = MESSAGE, status: str = "200 OK"):
+    """Answer every request on a kept connection, in the same way."""
+
+    def behave(peer, sock):
+        while peer.read(sock):
+            sock.sendall(
+                f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\ncontent-type: application/json\r\n"
+                f"{head}\r\n".encode()
+                + body
+            )
+
+    return behave
+
+
+def reset_at_once(peer, sock):
+    """Have the connection end with a reset instead of a proper end."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+
+
+def tunnel(to: int):
+    def behave(peer, sock):
+        peer.read(sock)
+        with socket.create_connection(("127.0.0.1", to)) as onward:
+            sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+
+            def back():
+                while data := onward.recv(65536):
+                    sock.sendall(data)
+
+            thread = threading.Thread(target=back, daemon=True)
+            thread.start()
+            while data := sock.recv(65536):
+                onward.sendall(data)
+
+    return behave
+
+
+# TLS
+
+
+def self_signed(folder: Path) -> Path:
+    """Make a certificate for 127.0.0.1 that nobody has signed, with its key, in one file."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName(
+                [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("brevo.invalid")]
+            ),
+            critical=False,
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "certificate.pem"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+def speaking_tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return self_signed(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def tls(certificate: Path) -> ssl.SSLContext:
+    return speaking_tls(certificate)

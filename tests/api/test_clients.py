@@ -6,16 +6,12 @@ import asyncio
 import datetime as dt
 import gzip
 import inspect
-import ipaddress
-import json
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -35,8 +31,7 @@ from airflow_provider_sib.api.errors import (
 from airflow_provider_sib.api.models import Account, Message, VisitorGroup
 from airflow_provider_sib.sandbox import Sandbox
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from .conftest import MESSAGE, answering, reset_at_once, tunnel
 
 KEY = "xkeysib-0123456789abcdef-secret"
 VISITOR = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
@@ -44,7 +39,6 @@ AGENT = "d9nKoegKSjmCtyK78"
 GROUP = "PjRBMhWGen6aRHjif"
 SEND = calls.send_pushed_message(VISITOR, "Grüße 🎉 <b>")
 GET = calls.get_pushed_message("m")
-MESSAGE = json.dumps({"id": "m", "text": "hi"}).encode()
 
 
 @pytest.fixture(scope="module")
@@ -292,20 +286,6 @@ def test_a_wrong_key_is_the_connections_fault(connect, sandbox):
 # Against raw sockets: what the sandbox does not do
 
 
-def answering(head: str = "", body: bytes = MESSAGE, status: str = "200 OK"):
-    """Answer every request on a kept connection, in the same way."""
-
-    def behave(peer, sock):
-        while peer.read(sock):
-            sock.sendall(
-                f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\ncontent-type: application/json\r\n"
-                f"{head}\r\n".encode()
-                + body
-            )
-
-    return behave
-
-
 def waiting(peer, sock):
     """Read requests, answer none."""
     while peer.read(sock):
@@ -378,62 +358,12 @@ def test_a_host_without_address_surely_got_nothing(connect):
     assert error.reason
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory) -> Path:
-    """A certificate for 127.0.0.1 that nobody has signed, with its key, in one file."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName(
-                [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("brevo.invalid")]
-            ),
-            critical=False,
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        + made.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def tls(certificate) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
-
-
 def test_a_company_certificate_is_trusted_by_both_clients_through_one_variable(
     connect, peer, environment, certificate, tls
 ):
     environment.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     server = peer(answering(), tls)
     assert at(server, connect).perform(SEND).value.id == "m"
-
-
-def reset_at_once(peer, sock):
-    """Have the connection end with a reset instead of a proper end."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
 
 
 def reset_in_the_handshake(peer, sock):
@@ -647,24 +577,6 @@ def test_this_machine_is_reached_without_the_environments_proxy(connect, peer, e
     environment.setenv("http_proxy", f"http://127.0.0.1:{other.port}")
     at(server, connect).perform(SEND)
     assert other.connections == 0
-
-
-def tunnel(to: int):
-    def behave(peer, sock):
-        peer.read(sock)
-        with socket.create_connection(("127.0.0.1", to)) as onward:
-            sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-
-            def back():
-                while data := onward.recv(65536):
-                    sock.sendall(data)
-
-            thread = threading.Thread(target=back, daemon=True)
-            thread.start()
-            while data := sock.recv(65536):
-                onward.sendall(data)
-
-    return behave
 
 
 def test_https_goes_through_a_tunnel_that_never_sees_the_key(connect, peer, environment, certificate, tls):

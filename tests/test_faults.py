@@ -1,0 +1,779 @@
+"""What each fault comes to, one row a fault: for both clients, a single message's operator, and a campaign.
+
+The rows are also the table of docs/faults.md; `SIB_WRITE_FAULTS=1 pytest tests/test_faults.py` writes it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+import sqlalchemy as sa
+
+from airflow_provider_sib._compat import AirflowFailException
+from airflow_provider_sib.api.aio import AsyncConversationsClient
+from airflow_provider_sib.api.client import ConversationsClient
+from airflow_provider_sib.api.errors import (
+    ConversationsError,
+    InvalidRequest,
+    NotFound,
+    RateLimited,
+    ServerError,
+    TransportError,
+    Unauthorized,
+    UnexpectedResponse,
+)
+from airflow_provider_sib.api.wire import BODY_LIMIT_BYTES, Retries
+from airflow_provider_sib.campaign.announcement import Announcement, Enroller
+from airflow_provider_sib.campaign.audience import Row
+from airflow_provider_sib.campaign.engine import (
+    Done,
+    Rules,
+    SendEngine,
+    Stopped,
+    Wait,
+    enrol,
+    open_campaign,
+    uptime,
+)
+from airflow_provider_sib.campaign.ledger import LedgerUnavailable, State
+from airflow_provider_sib.campaign.pacing import Rate
+from airflow_provider_sib.campaign.sql_ledger import SqlLedger
+from airflow_provider_sib.delivery import Courier, OutcomesLost
+from airflow_provider_sib.operators import SendPushedMessageOperator
+from airflow_provider_sib.sandbox import Sandbox
+
+from .api.conftest import MESSAGE, Peer, answering, reset_at_once, self_signed, speaking_tls, tunnel
+
+try:
+    from airflow.sdk.exceptions import TaskDeferred
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import TaskDeferred
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow_provider_sib.campaign.engine import Step
+
+# A text of megabytes, which only a test sends: aiohttp would have it sent from a file.
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
+
+F = TypeVar("F", bound=Callable[..., None])
+PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
+KEY = "xkeysib-0123456789abcdef-secret"
+VISITOR = "v1"
+HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
+
+
+# What may come of a fault
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fault comes to, everywhere.
+
+    :param error: what the clients and the hook raise; None: nothing.
+    :param tries: how often a client tries to send the message.
+    :param state: the campaign's row afterwards.
+    :param reason: and why.
+    :param end: how the campaign goes on.
+    :param operator: how a single message's task ends.
+    :param maybe_delivered: what the error says of it, where it says something.
+    """
+
+    error: type[ConversationsError] | None
+    tries: int
+    state: State
+    reason: str | None
+    end: str
+    operator: str
+    maybe_delivered: bool | None = None
+
+
+NOT_REACHED = Outcome(
+    TransportError, 3, State.PENDING, None, "waits: outage", "retried", maybe_delivered=False
+)
+NO_ANSWER = Outcome(
+    TransportError, 1, State.IN_DOUBT, "no_answer", "goes on", "retried", maybe_delivered=True
+)
+GOES_WELL = Outcome(None, 1, State.SENT, None, "goes on", "succeeds")
+BUT_SENT = Outcome(UnexpectedResponse, 1, State.SENT, None, "goes on", "succeeds")
+QUOTA = Outcome(RateLimited, 1, State.PENDING, None, "waits: quota", "deferred")
+
+
+def unreadable(status: int = 200) -> Outcome:
+    return Outcome(UnexpectedResponse, 1, State.IN_DOUBT, f"unreadable_{status}", "goes on", "retried")
+
+
+def server_error(status: int) -> Outcome:
+    return Outcome(ServerError, 1, State.IN_DOUBT, f"http_{status}", "goes on", "retried")
+
+
+def refused(error: type[ConversationsError], reason: str, operator: str = "fails") -> Outcome:
+    return Outcome(error, 1, State.FAILED, reason, "goes on", operator)
+
+
+UNAUTHORIZED = Outcome(Unauthorized, 1, State.PENDING, None, "stops: unauthorized", "fails")
+
+
+# What may happen
+
+
+@dataclass
+class Place:
+    """Where the connection leads, and what was seen there.
+
+    :param url: base URL.
+    :param seen: requests that a server read.
+    :param proxy: the connection's own.
+    :param text: what is sent.
+    """
+
+    url: str
+    seen: list[bytes]
+    proxy: str | None = None
+    text: str = "Hello"
+
+
+class House:
+    """What rows share: certificates, one of which is trusted, a server of Brevo's name, a proxy that leads to it.
+
+    :param folder: where to put certificates.
+    :param stack: closes what it opens.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.certificate = self_signed(folder)
+        (folder / "other").mkdir()
+        self.unknown = speaking_tls(self_signed(folder / "other"))
+        self.brevo = Peer(answering(), speaking_tls(self.certificate))
+        self.proxy = Peer(tunnel(self.brevo.port))
+        for peer in (self.brevo, self.proxy):
+            stack.callback(peer.close)
+
+
+Scene = Callable[[ExitStack, House], Place]
+
+
+def served(behave: Callable[[Peer, socket.socket], None], **more: Any) -> Scene:
+    """A server that answers in its own way."""
+
+    def at(stack: ExitStack, house: House) -> Place:
+        peer = Peer(behave)
+        stack.callback(peer.close)
+        return Place(peer.url, peer.requests, **more)
+
+    return at
+
+
+def answered(status: str, body: bytes = b"", head: str = "", content_type: str = "application/json") -> Scene:
+    def behave(peer: Peer, sock: socket.socket) -> None:
+        while peer.read(sock):
+            sock.sendall(
+                f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\ncontent-type: {content_type}\r\n"
+                f"{head}\r\n".encode()
+                + body
+            )
+
+    return served(behave)
+
+
+def error(status: str, code: str) -> Scene:
+    return answered(status, json.dumps({"code": code, "message": "no"}).encode())
+
+
+def no_such_host(stack: ExitStack, house: House) -> Place:
+    return Place("https://nowhere.invalid/v3", [])
+
+
+def nobody_listens(stack: ExitStack, house: House) -> Place:
+    return Place(f"http://127.0.0.1:{_free_port()}/v3", [])
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        port: int = once.getsockname()[1]
+    return port
+
+
+def unsigned(stack: ExitStack, house: House) -> Place:
+    peer = Peer(answering(), house.unknown)
+    stack.callback(peer.close)
+    return Place(peer.url, peer.requests)
+
+
+def full_backlog(stack: ExitStack, house: House) -> Place:
+    """A host that lets nobody in: on Linux the handshake of TCP hangs while a listener's queue is full."""
+    listener = stack.enter_context(socket.socket())
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    for _ in range(4):
+        waiting = stack.enter_context(socket.socket())
+        waiting.setblocking(False)
+        with suppress(BlockingIOError):
+            waiting.connect(listener.getsockname())
+    return Place(f"http://127.0.0.1:{listener.getsockname()[1]}/v3", [])
+
+
+def silent(peer: Peer, sock: socket.socket) -> None:
+    while peer.read(sock):
+        peer.over.wait(30)
+
+
+def deaf(stack: ExitStack, house: House) -> Place:
+    """A server that accepts and never reads, and a text larger than what the kernels in between hold."""
+    peer = Peer(lambda peer, sock: peer.over.wait(30) and None)
+    peer._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    stack.callback(peer.close)
+    return Place(peer.url, peer.requests, text="x" * 12_000_000)
+
+
+def hangs_up(peer: Peer, sock: socket.socket) -> None:
+    peer.read(sock)
+
+
+def resets(peer: Peer, sock: socket.socket) -> None:
+    peer.read(sock)
+    reset_at_once(peer, sock)
+
+
+def cut(body: bytes) -> Scene:
+    def behave(peer: Peer, sock: socket.socket) -> None:
+        peer.read(sock)
+        sock.sendall(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n" + body
+        )
+
+    return served(behave)
+
+
+def through(proxy: Callable[[Peer, socket.socket], None] | None = None, *, own: bool = True) -> Scene:
+    """A server that is reached through a proxy only: the environment's or the connection's own."""
+
+    def at(stack: ExitStack, house: House) -> Place:
+        peer = house.proxy if proxy is None else Peer(proxy)
+        if peer is not house.proxy:
+            stack.callback(peer.close)
+        url = f"https://brevo.invalid:{house.brevo.port}/v3"
+        return Place(url, [], proxy=f"http://user:word@127.0.0.1:{peer.port}" if own else None)
+
+    return at
+
+
+def proxy_is_gone(stack: ExitStack, house: House) -> Place:
+    return Place("https://brevo.invalid/v3", [], proxy=f"http://127.0.0.1:{_free_port()}")
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    :param fault: in words.
+    :param scene: makes it happen.
+    :param outcome: what it comes to.
+    :param timeout_seconds: the connection's.
+    """
+
+    fault: str
+    scene: Scene
+    outcome: Outcome
+    timeout_seconds: float = 10.0
+
+
+CASES = [
+    Case("The host has no address (DNS)", no_such_host, NOT_REACHED),
+    Case("The connection is refused", nobody_listens, NOT_REACHED),
+    Case("TLS: a certificate that nobody vouches for", unsigned, NOT_REACHED),
+    Case("Time is up while connecting", full_backlog, NOT_REACHED, timeout_seconds=1),
+    Case("Time is up while sending", deaf, NO_ANSWER, timeout_seconds=1),
+    Case("Time is up while waiting for the answer", served(silent), NO_ANSWER, timeout_seconds=1),
+    Case("The server hangs up without an answer", served(hangs_up), NO_ANSWER),
+    Case("The connection is reset", served(resets), NO_ANSWER),
+    Case("The answer is no HTTP", served(lambda _, sock: sock.sendall(b"SSH-2.0-x\r\n")), NO_ANSWER),
+    Case("200, cut off after its headers", cut(b""), unreadable()),
+    Case("200, cut off in its body", cut(b'{"id": "m", "te'), unreadable()),
+    Case("200 without a body", answered("200 OK"), unreadable()),
+    Case("200 with a page of HTML", answered("200 OK", HTML, content_type="text/html"), unreadable()),
+    Case(
+        "200 with a message under another content type",
+        answered("200 OK", MESSAGE, content_type="text/plain"),
+        BUT_SENT,
+    ),
+    Case("200 with broken JSON", answered("200 OK", b'{"id": "m",'), unreadable()),
+    Case("200 with JSON that is no message", answered("200 OK", b'{"ok": true}'), unreadable()),
+    Case(
+        "200 with a message one of whose fields is of a wrong type",
+        answered("200 OK", b'{"id": "m", "isPushed": []}'),
+        BUT_SENT,
+    ),
+    Case("200 with fields nobody documented", answered("200 OK", b'{"id": "m", "new": {}}'), GOES_WELL),
+    Case(
+        "200 with more than 4 MiB",
+        answered("200 OK", b'{"id": "m", "text": "' + b"x" * BODY_LIMIT_BYTES + b'"}'),
+        unreadable(),
+    ),
+    Case(
+        "200 with a gzip bomb: more than 4 MiB once unpacked",
+        answered(
+            "200 OK",
+            gzip.compress(b'{"id": "m", "text": "' + b" " * 50_000_000, 9),
+            "content-encoding: gzip\r\n",
+        ),
+        unreadable(),
+    ),
+    *(
+        Case(
+            f"{status}, to another host",
+            answered(status, b"", "location: https://nowhere.invalid/\r\n"),
+            unreadable(int(status[:3])),
+        )
+        for status in (
+            "301 Moved Permanently",
+            "302 Found",
+            "303 See Other",
+            "307 Temporary Redirect",
+            "308 Permanent Redirect",
+        )
+    ),
+    Case(
+        "400 Bad Request",
+        error("400 Bad Request", "invalid_parameter"),
+        refused(InvalidRequest, "invalid_parameter"),
+    ),
+    Case("401 Unauthorized", error("401 Unauthorized", "unauthorized"), UNAUTHORIZED),
+    Case("402 Payment Required", error("402 Payment Required", "not_enough_credits"), UNAUTHORIZED),
+    Case("403 Forbidden", error("403 Forbidden", "permission_denied"), UNAUTHORIZED),
+    Case(
+        "404 Not Found",
+        error("404 Not Found", "document_not_found"),
+        refused(NotFound, "document_not_found", "retried"),
+    ),
+    Case(
+        "405 Method Not Allowed",
+        error("405 Method Not Allowed", "method_not_allowed"),
+        refused(InvalidRequest, "method_not_allowed"),
+    ),
+    Case(
+        "406 Not Acceptable",
+        error("406 Not Acceptable", "not_acceptable"),
+        refused(InvalidRequest, "not_acceptable"),
+    ),
+    Case(
+        "409 Conflict",
+        error("409 Conflict", "duplicate_request"),
+        refused(InvalidRequest, "duplicate_request"),
+    ),
+    Case(
+        "422 Unprocessable Entity",
+        error("422 Unprocessable Entity", "unprocessable_entity"),
+        refused(InvalidRequest, "unprocessable_entity"),
+    ),
+    Case("429 Too Many Requests", error("429 Too Many Requests", "too_many_requests"), QUOTA),
+    Case(
+        "500 Internal Server Error", error("500 Internal Server Error", "internal_error"), server_error(500)
+    ),
+    Case(
+        "502 Bad Gateway, a page of HTML",
+        answered("502 Bad Gateway", HTML, content_type="text/html"),
+        server_error(502),
+    ),
+    Case("503 Service Unavailable", error("503 Service Unavailable", "unavailable"), server_error(503)),
+    Case("504 Gateway Timeout", error("504 Gateway Timeout", "timeout"), server_error(504)),
+    Case("No fault: through the proxy of `https_proxy`", through(own=False), GOES_WELL),
+    Case("No fault: through the connection's own proxy", through(), GOES_WELL),
+    Case("The proxy is not there", proxy_is_gone, NOT_REACHED),
+    Case(
+        "The proxy wants another password (407)",
+        through(answering("", b"", "407 Proxy Authentication Required")),
+        NOT_REACHED,
+    ),
+    Case("The proxy can't reach Brevo (502)", through(answering("", b"", "502 Bad Gateway")), NOT_REACHED),
+]
+
+
+# What is seen
+
+
+@dataclass
+class Seen:
+    """What was observed of one row in one place."""
+
+    error: BaseException | None
+    tries: int | None = None
+    posts: int = 0
+    row: tuple[State, str | None] | None = None
+    end: str = ""
+
+
+def posts(place: Place) -> int:
+    return sum(request.startswith(b"POST ") for request in place.seen)
+
+
+def by_client(case: Case, place: Place) -> Seen:
+    slept: list[float] = []
+    client = ConversationsClient(
+        api_key=KEY,
+        base_url=place.url,
+        proxy=place.proxy,
+        timeout_seconds=case.timeout_seconds,
+        sleep=slept.append,
+    )
+    try:
+        with client:
+            client.send_pushed_message(VISITOR, place.text)
+    except ConversationsError as raised:
+        return Seen(raised, len(slept) + 1, posts(place))
+    return Seen(None, len(slept) + 1, posts(place))
+
+
+def by_async_client(case: Case, place: Place) -> Seen:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def send() -> None:
+        client = AsyncConversationsClient(
+            api_key=KEY,
+            base_url=place.url,
+            proxy=place.proxy,
+            timeout_seconds=case.timeout_seconds,
+            sleep=sleep,
+        )
+        async with client:
+            await client.send_pushed_message(VISITOR, place.text)
+
+    try:
+        asyncio.run(send())
+    except ConversationsError as raised:
+        return Seen(raised, len(slept) + 1, posts(place))
+    return Seen(None, len(slept) + 1, posts(place))
+
+
+def by_operator(case: Case, place: Place) -> Seen:
+    conn_id = f"fault_{CASES.index(case)}"
+    extra = {"timeout_seconds": case.timeout_seconds, "proxy": place.proxy}
+    os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(
+        {"conn_type": "sib_conversations", "host": place.url, "password": KEY, "extra": extra}
+    )
+    operator = SendPushedMessageOperator(
+        task_id="t", visitor_id=VISITOR, text=place.text, sib_conn_id=conn_id
+    )
+    try:
+        operator.execute({})
+    except TaskDeferred as raised:
+        return Seen(raised.__context__, posts=posts(place), end="deferred")
+    except AirflowFailException as raised:
+        return Seen(raised.__cause__, posts=posts(place), end="fails")
+    except ConversationsError as raised:
+        return Seen(raised, posts=posts(place), end="retried")
+    finally:
+        del os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"]
+    return Seen(None, posts=posts(place), end="succeeds")
+
+
+def by_campaign(case: Case, place: Place, folder: Path) -> Seen:
+    with ExitStack() as stack:
+        ledger = SqlLedger(f"sqlite:///{folder}/{CASES.index(case)}.db")
+        stack.callback(ledger.close)
+        announcement = Announcement(place.text)
+        open_campaign(ledger, "c", binding={}, announcement=announcement)
+        enrol(ledger, "c", [Row(VISITOR, {}, line=2)], Enroller("c", announcement))
+        engine = SendEngine(
+            ledger, "c", Rules(account="a", timeout_seconds=case.timeout_seconds, max_failure_share=1.0)
+        )
+        engine.begin(resumed=False)
+        client = lambda: AsyncConversationsClient(  # noqa: E731
+            api_key=KEY,
+            base_url=place.url,
+            proxy=place.proxy,
+            timeout_seconds=case.timeout_seconds,
+            retries=Retries(attempts=1),
+        )
+        end = Courier(engine, client, max_in_flight=8, defer_after_seconds=5).run()
+        [row] = ledger.deliveries("c")
+        return Seen(None, posts=posts(place), row=(row.state, row.reason), end=described(end))
+
+
+def described(end: Step) -> str:
+    match end:
+        case Done():
+            return "goes on"
+        case Stopped(reason):
+            return f"stops: {reason}"
+        case Wait(reason):
+            return f"waits: {reason}"
+    raise AssertionError(end)
+
+
+@pytest.fixture(scope="module")
+def observed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[tuple[str, str], Seen | BaseException]]:
+    """All rows in all places, several at a time, since most of them wait."""
+    folder = tmp_path_factory.mktemp("faults")
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        house = House(folder, stack)
+        patch.setenv("AIRFLOW_HOME", str(folder))
+        patch.setenv("REQUESTS_CA_BUNDLE", str(house.certificate))
+        for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+            patch.delenv(name, raising=False)
+        patch.setenv("https_proxy", f"http://127.0.0.1:{house.proxy.port}")
+        patch.setenv("no_proxy", "nowhere.invalid")
+
+        def look(case: Case, where: str) -> Seen | BaseException:
+            try:
+                with ExitStack() as mine:
+                    place = case.scene(mine, house)
+                    match where:
+                        case "client":
+                            return by_client(case, place)
+                        case "async client":
+                            return by_async_client(case, place)
+                        case "operator":
+                            return by_operator(case, place)
+                        case _:
+                            return by_campaign(case, place, folder)
+            except BaseException as error:  # noqa: BLE001  (raised in the row's own test)
+                return error
+
+        with ThreadPoolExecutor(12) as pool:
+            looks = {
+                (case.fault, where): pool.submit(look, case, where) for where in PLACES for case in CASES
+            }
+            yield {key: one.result() for key, one in looks.items()}
+
+
+PLACES = ("operator", "client", "async client", "campaign")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
+@pytest.mark.parametrize("where", PLACES)
+def test_a_fault_comes_to_what_its_row_says(observed, case, where):
+    seen = observed[case.fault, where]
+    if isinstance(seen, BaseException):
+        raise seen
+    expected = case.outcome
+    assert seen.posts <= 1, "sent twice"
+    match where:
+        case "campaign":
+            assert (seen.row, seen.end) == ((expected.state, expected.reason), expected.end)
+            return
+        case "operator":
+            assert seen.end == expected.operator
+            if expected.operator == "succeeds":
+                return
+        case _:
+            assert seen.tries == expected.tries
+    assert type(seen.error) is (expected.error or type(None))
+    assert KEY not in str(seen.error)
+    assert "word" not in str(seen.error)
+    if isinstance(seen.error, TransportError):
+        assert seen.error.maybe_delivered is expected.maybe_delivered
+
+
+# Faults around it: the ledger and the clocks
+
+
+AROUND: list[tuple[str, str]] = []
+
+
+def fault(what: str, then: str) -> Callable[[F], F]:
+    """Put a test's fault, and what it shows to come of it, on the page."""
+
+    def note(test: F) -> F:
+        AROUND.append((what, then))
+        return test
+
+    return note
+
+
+@dataclass
+class Campaigning:
+    """A campaign of 200 on a sandbox, its ledger, and clocks that leap.
+
+    :param ledger: where it is kept.
+    :param sandbox: where it is sent.
+    :param leap: seconds by which the engine's clock is ahead.
+    """
+
+    ledger: SqlLedger
+    sandbox: Sandbox
+    leap: float = 0.0
+
+    def begin(self, people: int = 200) -> None:
+        announcement = Announcement("Hello [[ visitor.name ]]")
+        open_campaign(self.ledger, "c", binding={}, announcement=announcement)
+        rows = (Row(f"v{n}", {"name": f"n{n}"}, line=n) for n in range(people))
+        enrol(self.ledger, "c", rows, Enroller("c", announcement))
+
+    def engine(self) -> SendEngine:
+        rules = Rules(account="a", rate=Rate(reserve=0), max_in_flight=4)
+        engine = SendEngine(self.ledger, "c", rules, clock=self.clock)
+        engine.begin(resumed=False)
+        return engine
+
+    def clock(self) -> float:
+        return uptime() + self.leap
+
+    def run(self, engine: SendEngine | None = None) -> Step:
+        client = lambda: AsyncConversationsClient(  # noqa: E731
+            api_key=self.sandbox.api_key, base_url=self.sandbox.base_url, retries=Retries(attempts=1)
+        )
+        return Courier(engine or self.engine(), client, max_in_flight=4, clock=self.clock).run()
+
+    def sent(self) -> int:
+        return self.sandbox.counts()["messages"]
+
+    def states(self) -> Counter[State]:
+        return Counter(row.state for row in self.ledger.deliveries("c"))
+
+    def everybody_once(self) -> None:
+        written_to = Counter(message["visitorId"] for message in self.sandbox.messages())
+        assert set(written_to.values()) == {1}
+        assert self.states() == {State.SENT: len(written_to)} == {State.SENT: 200}
+
+    def beside(self, act: Callable[[], None], *, after: int = 40) -> threading.Thread:
+        """Do something in mid-campaign."""
+
+        def wait_and_act() -> None:
+            until = uptime() + 60
+            while self.sent() < after:
+                assert uptime() < until
+                time.sleep(0.002)
+            act()
+
+        thread = threading.Thread(target=wait_and_act)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(quota=100_000) as running:
+        # Slow enough that what is done beside it is done in its midst.
+        running.fault("latency", seconds=0.01)
+        yield running
+
+
+@pytest.fixture
+def wall() -> list[float]:
+    """Seconds by which the ledger's clock is ahead."""
+    return [0.0]
+
+
+@pytest.fixture
+def campaigning(sandbox: Sandbox, tmp_path: Path, wall: list[float]) -> Iterator[Campaigning]:
+    ledger = SqlLedger(f"sqlite:///{tmp_path}/ledger.db", clock=lambda: time.time() + wall[0])
+    yield Campaigning(ledger, sandbox)
+    ledger.close()
+
+
+@fault(
+    "The clock of the ledger jumps back by an hour",
+    "nobody notices: everybody is reached once, none in doubt",
+)
+def test_a_clock_that_jumps_back_in_mid_campaign_harms_nobody(campaigning, wall):
+    campaigning.begin()
+
+    def back() -> None:
+        wall[0] -= 3600
+
+    beside = campaigning.beside(back)
+    assert campaigning.run() == Done()
+    beside.join()
+    campaigning.everybody_once()
+
+
+@fault(
+    "The clock of the ledger jumps ahead by an hour",
+    "what is in flight is in doubt until its answer is there, then sent; everybody is reached once",
+)
+def test_a_clock_that_jumps_ahead_in_mid_campaign_harms_nobody(campaigning, wall):
+    campaigning.begin()
+
+    def ahead() -> None:
+        wall[0] += 3600
+
+    beside = campaigning.beside(ahead)
+    assert campaigning.run() == Done()
+    beside.join()
+    campaigning.everybody_once()
+
+
+@fault(
+    "An answer that comes later than the lease of its row",
+    "another worker reports it in doubt; when it comes the message is sent, and was sent once",
+)
+def test_a_lease_shorter_than_a_slow_answer_loses_no_result(campaigning, sandbox, wall):
+    campaigning.begin()
+    sandbox.fault("latency", seconds=1.5, after=40)
+    doubts: list[int] = []
+
+    def sweep() -> None:
+        wall[0] += 200
+        other = campaigning.engine()
+        other.leave()
+        doubts.append(campaigning.states()[State.IN_DOUBT])
+        sandbox.clear_faults()
+
+    beside = campaigning.beside(sweep, after=44)
+    assert campaigning.run() == Done()
+    beside.join()
+    assert doubts == [4]
+    campaigning.everybody_once()
+
+
+def pages(ledger: SqlLedger, spare: int | None) -> None:
+    """Let a SQLite file grow by so many pages more, or again without bound: beyond it, its disk is full."""
+
+    def bound(dbapi: Any, *_: object) -> None:
+        (now,) = dbapi.execute("PRAGMA page_count").fetchone()
+        dbapi.execute(f"PRAGMA max_page_count = {4294967294 if spare is None else now + spare}")
+
+    engine = ledger._database.engine
+    sa.event.listen(engine, "checkout", bound)
+
+
+@fault(
+    "The disk of the ledger's file is full for a while",
+    "results are held and recorded afterwards; none in doubt",
+)
+def test_a_full_disk_that_is_cleared_in_time_costs_nothing(campaigning):
+    campaigning.begin()
+    full: list[str] = []
+
+    def fill() -> None:
+        pages(campaigning.ledger, 0)
+        seen = campaigning.sent()
+        until = uptime() + 30
+        while uptime() < until and campaigning.sent() != seen:
+            seen = campaigning.sent()
+            time.sleep(0.5)
+        try:
+            campaigning.ledger.suppress([f"x{n}" for n in range(2000)], "asked")
+        except LedgerUnavailable as error:
+            full.append(str(error))
+        pages(campaigning.ledger, None)
+
+    beside = campaigning.beside(fill)
+    assert campaigning.run() == Done()
+    beside.join()
+    assert "disk is full" in full[0]
+    campaigning.everybody_once()
