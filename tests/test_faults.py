@@ -57,6 +57,7 @@ from airflow_provider_sib.operators import SendPushedMessageOperator
 from airflow_provider_sib.sandbox import Sandbox
 
 from .api.conftest import MESSAGE, Peer, answering, reset_at_once, self_signed, speaking_tls, tunnel
+from .campaign.conftest import make_database
 
 try:
     from airflow.sdk.exceptions import TaskDeferred
@@ -777,3 +778,118 @@ def test_a_full_disk_that_is_cleared_in_time_costs_nothing(campaigning):
     beside.join()
     assert "disk is full" in full[0]
     campaigning.everybody_once()
+
+
+@fault(
+    "The disk of the ledger's file stays full",
+    "after five minutes the task fails; its log names the rows and message ids that could not be recorded",
+)
+def test_a_disk_that_stays_full_loses_no_message_id(campaigning):
+    campaigning.begin()
+    beside = campaigning.beside(
+        lambda: (pages(campaigning.ledger, 0), fill_up(campaigning), leave_no_patience(campaigning))
+    )
+    with pytest.raises(OutcomesLost) as caught:
+        campaigning.run()
+    beside.join()
+    nobody_is_lost(campaigning, caught.value)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+class TestServers:
+    """A ledger on a database server that goes away."""
+
+    @pytest.fixture
+    def at(self, kind: str, sandbox: Sandbox) -> Iterator[tuple[Campaigning, sa.engine.Engine, str]]:
+        """Give a campaign, a connection of the database's administrator, and what drops the ledger."""
+        database, admin, drop = make_database(kind)
+        url = database.url
+        if kind == "postgresql":
+            url = url.update_query_dict({"application_name": "sib-faults"})
+        ledger = SqlLedger(url)
+        yield Campaigning(ledger, sandbox), admin, drop
+        ledger.close()
+        with admin.connect() as conn, suppress(sa.exc.OperationalError, sa.exc.ProgrammingError):
+            conn.exec_driver_sql(drop)
+        admin.dispose()
+
+    @fault(
+        "The ledger's connections are killed at the server, six times",
+        "each transaction is tried again, or its rows are found by their claim; everybody is reached once",
+    )
+    def test_connections_that_are_killed_harm_nobody(self, at, kind):
+        campaigning, admin, _ = at
+        campaigning.begin()
+
+        def kill() -> None:
+            for _ in range(6):
+                time.sleep(0.1)
+                with admin.connect() as conn, suppress(sa.exc.OperationalError):
+                    if kind == "postgresql":
+                        conn.exec_driver_sql(
+                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                            " WHERE application_name = 'sib-faults'"
+                        )
+                    else:
+                        name = campaigning.ledger._database.engine.url.database
+                        for (one,) in conn.exec_driver_sql(
+                            "SELECT id FROM information_schema.processlist WHERE db = %s", (name,)
+                        ).all():
+                            with suppress(sa.exc.OperationalError, sa.exc.InternalError):
+                                conn.exec_driver_sql(f"KILL {one}")
+
+        beside = campaigning.beside(kill)
+        assert campaigning.run() == Done()
+        beside.join()
+        campaigning.everybody_once()
+
+    @fault(
+        "The ledger's tables are dropped in mid-campaign",
+        "nothing more is begun; after five minutes the task fails and names what could not be recorded",
+    )
+    def test_a_ledger_that_is_dropped_loses_no_message_id(self, at):
+        campaigning, admin, drop = at
+        campaigning.begin()
+
+        def gone() -> None:
+            with admin.connect() as conn:
+                conn.exec_driver_sql(drop)
+            leave_no_patience(campaigning)
+
+        beside = campaigning.beside(gone)
+        with pytest.raises(OutcomesLost) as caught:
+            campaigning.run()
+        beside.join()
+        nobody_is_lost(campaigning, caught.value)
+
+
+def fill_up(campaigning: Campaigning) -> None:
+    """Use what room the file has left within its pages."""
+    number = 0
+    with suppress(LedgerUnavailable):
+        while True:
+            campaigning.ledger.suppress([f"x{number}-{n}" for n in range(200)], "asked")
+            number += 1
+
+
+def leave_no_patience(campaigning: Campaigning) -> None:
+    """Let the minutes pass for which outcomes are held."""
+    until = uptime() + 60
+    seen = -1
+    while campaigning.sent() != seen and uptime() < until:
+        seen = campaigning.sent()
+        time.sleep(0.5)
+    campaigning.leap += 400
+
+
+def nobody_is_lost(campaigning: Campaigning, lost: OutcomesLost) -> None:
+    """Each message of Brevo's is known: to the ledger, if it is there, or by the error."""
+    messages = {message["id"]: message["visitorId"] for message in campaigning.sandbox.messages()}
+    assert set(Counter(messages.values()).values()) == {1}
+    named = {message_id for _, message_id in lost.rows if message_id}
+    assert named
+    assert named <= messages.keys()
+    assert all(message_id in str(lost) for message_id in named)
+    with suppress(LedgerUnavailable, sa.exc.ProgrammingError):
+        known = {row.message_ids[0] for row in campaigning.ledger.deliveries("c") if row.message_ids}
+        assert known | named == messages.keys()

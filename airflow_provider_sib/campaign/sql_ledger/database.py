@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.pool import QueuePool
 
 from airflow_provider_sib.campaign.ledger import (
@@ -27,6 +27,10 @@ from airflow_provider_sib.campaign.sql_ledger.dialects import DIALECTS
 
 T = TypeVar("T")
 Row = Sequence[Any]
+
+_GONE = (OperationalError, InterfaceError, InternalError, ProgrammingError)
+"""What a database says that is not there, or not as it was: shut down, failed over to a copy that may only be read,
+its tables dropped or not restored yet. Results are held meanwhile, and named in the end."""
 
 CHUNK = 2000
 """Rows per transaction where many are changed: other writers wait for less than 100 ms."""
@@ -202,7 +206,7 @@ class Database:
                     self._sleep(0.01 * deadlocks * (1 + self._random()))
                 elif error.connection_invalidated and not reconnected:
                     reconnected = True
-                elif isinstance(error, (OperationalError, InterfaceError)) or error.connection_invalidated:
+                elif isinstance(error, _GONE) or error.connection_invalidated:
                     raise _unavailable(error) from error
                 else:
                     raise
