@@ -42,7 +42,7 @@ from airflow_provider_sib.campaign.engine import (
     Wait,
     uptime,
 )
-from airflow_provider_sib.campaign.ledger import LedgerUnavailable
+from airflow_provider_sib.campaign.ledger import LedgerUnavailable, flaw_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -332,7 +332,7 @@ class Courier:
                 fate = Fate.DONE
                 facts = _quota_facts(answer.quota)
                 if isinstance(request, Post):
-                    facts["message_id"] = answer.value.id
+                    facts["message_id"] = _kept(answer.value.id)
         except ConversationsError as error:
             fate, facts = _fate_of(error)
         except asyncio.CancelledError:
@@ -376,7 +376,7 @@ def _fate_of(error: ConversationsError) -> tuple[Fate, dict[str, Any]]:
             return Fate.UNREACHED, {"reason": "unreached"}
         case UnexpectedResponse(message_id=str(message_id)):
             # The answer can't be read, but it was a yes.
-            return Fate.DONE, {"message_id": message_id, **_quota_facts(error.quota)}
+            return Fate.DONE, {"message_id": _kept(message_id), **_quota_facts(error.quota)}
         case UnexpectedResponse():
             return Fate.UNKNOWN, {"reason": f"unreadable_{error.status}", **_quota_facts(error.quota)}
         case ApiError():
@@ -398,6 +398,11 @@ def _fate_of(error: ConversationsError) -> tuple[Fate, dict[str, Any]]:
                     return Fate.REFUSED, facts
         case _:
             return Fate.UNKNOWN, {"reason": "no_answer"}
+
+
+def _kept(message_id: str) -> str | None:
+    """Give an id that every ledger can hold, or None: one that can't be kept must not keep others' from being."""
+    return message_id if flaw_of(message_id) is None else None
 
 
 def _code(error: ApiError) -> str:

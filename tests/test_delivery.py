@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_sib.api.aio import AsyncConversationsClient
-from airflow_provider_sib.api.wire import Retries
+from airflow_provider_sib.api.wire import Response, Retries, exchange
 from airflow_provider_sib.campaign.announcement import Announcement, Enroller
 from airflow_provider_sib.campaign.audience import Row
 from airflow_provider_sib.campaign.engine import (
@@ -482,3 +483,40 @@ def test_two_workers_share_a_campaign_and_its_quota(ledger: SqlLedger, tmp_path:
         assert set(posted(sandbox).values()) == {1}
         assert sandbox.state()["quota"]["refused"] == 0
     assert states(ledger) == {State.SENT: 150}
+
+
+@pytest.mark.parametrize(
+    "body", [{"id": "a\0b"}, {"id": "\ud83c"}, {"id": "x" * 300}, {"id": "\ud83c", "isPushed": []}], ids=repr
+)
+def test_a_message_id_that_no_ledger_can_hold_keeps_no_other_from_being_recorded(
+    ledger: SqlLedger, sandbox: Any, body: dict[str, Any]
+) -> None:
+    real = AsyncConversationsClient(api_key=sandbox.api_key, base_url=sandbox.base_url)
+
+    class Odd:
+        """A Brevo whose fifth answer has an odd id."""
+
+        calls = 0
+
+        async def perform(self, call: Any) -> Any:
+            answer = await real.perform(call)
+            self.calls += 1
+            if self.calls != 5:
+                return answer
+            response = Response(200, {}, json.dumps(body).encode())
+            steps = exchange(call, secrets=("x",), retries=Retries(attempts=1), rate_limit_wait_seconds=0)
+            next(steps)
+            try:
+                steps.send(response)
+            except StopIteration as done:
+                return done.value
+
+    @asynccontextmanager
+    async def client() -> AsyncIterator[Odd]:
+        async with real:
+            yield Odd()
+
+    assert Courier(begun(ledger), client, max_in_flight=4).run() == Done()
+    assert states(ledger) == {State.SENT: 30}
+    odd = [row for row in deliveries(ledger).values() if row.state is State.SENT and not row.message_ids]
+    assert len(odd) == 1
