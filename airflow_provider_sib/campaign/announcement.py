@@ -588,6 +588,14 @@ class _Text:
             ) from None
         if not text.strip():
             raise RecipientError("gives a text that is blank")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                # JSON can escape what no UTF-8 can carry; the request could not be made.
+                raise RecipientError(
+                    "gives a text with half of a surrogate pair, which is no character"
+                ) from None
         return text
 
     def _failed_at(self, error: Exception) -> int:

@@ -107,6 +107,12 @@ def test_a_text_that_cannot_be_filled_names_the_placeholder_and_no_data(text, re
     assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
+def test_half_a_surrogate_pair_in_a_row_is_that_rows_fault():
+    """JSON can escape it; no request can carry it, and meeting it while sending would stop all the others."""
+    with pytest.raises(RecipientError, match="half of a surrogate pair"):
+        Announcement("Hi [[ visitor.name ]]").render(Recipient("v1", {"name": "\ud83c"}))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
