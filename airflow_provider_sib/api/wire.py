@@ -169,6 +169,8 @@ def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecur
     try:
         url = urlsplit(base_url)
         host, _ = url.hostname, url.port
+        # Too long or empty parts are found by nobody until the name is looked up, and then by an odd error.
+        (host or "").encode("idna")
     except (ValueError, AttributeError):
         _misconfigured("base_url is not a URL; give one such as https://api.brevo.com/v3")
     if url.scheme not in ("http", "https") or not host:
@@ -186,7 +188,7 @@ def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecur
     if proxy is None and not loopback and not proxy_bypass(url.netloc):
         environment = getproxies()
         proxy = environment.get(url.scheme) or environment.get("all")
-    if proxy and urlsplit(proxy).scheme not in ("http", "https"):
+    if proxy and not _is_http(proxy):
         _misconfigured("the proxy is no HTTP proxy; give a URL such as http://proxy.example.com:3128")
     return Destination(
         base_url=base_url.rstrip("/"),
@@ -204,6 +206,15 @@ def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecur
         ca_bundle=os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or None,
         secrets=(api_key, *_passwords(proxy)),
     )
+
+
+def _is_http(proxy: str) -> bool:
+    try:
+        url = urlsplit(proxy)
+        (url.hostname or "").encode("idna")
+    except ValueError:
+        return False
+    return url.scheme in ("http", "https")
 
 
 def _passwords(proxy: str | None) -> tuple[str, ...]:

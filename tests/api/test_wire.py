@@ -429,6 +429,8 @@ def environment(monkeypatch):
         ({"base_url": "https://"}, "base_url"),
         ({"base_url": "https://[::1"}, "base_url"),
         ({"base_url": "https://host:port/v3"}, "base_url"),
+        ({"base_url": "https://a..b/v3"}, "base_url"),
+        ({"base_url": f"https://{'a' * 64}.com/v3"}, "base_url"),
         ({"base_url": f"https://u:{KEY}@api.brevo.com/v3"}, "user"),
         ({"base_url": "https://api.brevo.com/v3?x=1"}, "query"),
         ({"base_url": None}, "base_url"),
@@ -437,6 +439,8 @@ def environment(monkeypatch):
         ({"base_url": "http://10.0.0.7/v3"}, "plain http"),
         ({"proxy": "socks5://proxy:1080"}, "HTTP proxy"),
         ({"proxy": "proxy:3128"}, "HTTP proxy"),
+        ({"proxy": "http://a..b:3128"}, "HTTP proxy"),
+        ({"proxy": "http://[::1:3128"}, "HTTP proxy"),
     ],
     ids=str,
 )
