@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sqlite3
 import stat
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ from airflow_provider_sib.operators import (
     UpdateCampaignOperator,
     WithdrawCampaignOperator,
 )
+from airflow_provider_sib.operators.campaign import opened
 from airflow_provider_sib.sandbox import Sandbox
 
 try:
@@ -430,6 +432,32 @@ class TestRefused:
         assert run(lambda: bad(max_bad_rows=1)) == SUCCESS
         assert told(sandbox) == {"ann": 1, "cid": 1}
         assert campaigns.report("release").bad_rows == 1
+
+    def test_a_list_of_the_suppressed_that_can_not_be_read_whole(self, sandbox):
+        """The broken line may name somebody who has asked not to be written to."""
+        suppressed = [*rows(2), {"visitor_id": " "}]
+        with pytest.raises(AirflowFailException, match=r"1 row of `suppress` can't be used.*line 3"):
+            execute(send(suppress=suppressed))
+        assert sandbox.messages() == []
+        assert execute(send(suppress=suppressed, max_bad_rows=1))["skipped_by"] == {"excluded": 2}
+
+    def test_a_connection_that_no_client_can_be_made_of(self, monkeypatch, sandbox):
+        wrong = sandbox.connection(proxy="socks5://proxy.example:1080")
+        monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(wrong))
+        with pytest.raises(AirflowFailException, match="no HTTP proxy"):
+            execute(send(sib_conn_id="wrong"))
+
+    def test_what_ended_a_task_is_told_although_its_ledger_is_gone_too(self, campaigns, tmp_path, logged):
+        def fail_without_a_ledger():
+            conn_id = "sib_conversations_default"
+            with opened(send(), "release", sib_conn_id=conn_id, ledger_conn_id=None, deferrable=True):
+                with closing(sqlite3.connect(tmp_path / "sib_ledger.db")) as conn:
+                    conn.execute("DROP TABLE sib_campaign")
+                raise ValueError("the author has to choose")
+
+        with pytest.raises(AirflowFailException, match="the author has to choose"):
+            fail_without_a_ledger()
+        assert "no such table" in logged()
 
     def test_a_text_the_campaign_never_had(self, run, sandbox, logged):
         run()

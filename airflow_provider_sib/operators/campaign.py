@@ -50,7 +50,7 @@ CAMPAIGNS = "sib-campaigns"
 """Asset alias under which a campaign's task adds an asset of the campaign's own when it is through."""
 
 NAMED_BAD_ROWS = 20
-"""Unusable rows of an audience that a rehearsal names in the log."""
+"""Unusable rows that are named, of an audience in a rehearsal and of ``suppress``."""
 
 
 class CampaignTask:
@@ -221,9 +221,10 @@ def opened(
 
     :raises AirflowFailException: when the author has to choose or mend something; the message says what.
     """
+    from airflow_provider_sib.api.errors import InvalidRequest
     from airflow_provider_sib.campaign.audience import AudienceError
     from airflow_provider_sib.campaign.engine import CampaignRefused, TooManyBadRows
-    from airflow_provider_sib.campaign.ledger import UnknownCampaign
+    from airflow_provider_sib.campaign.ledger import LedgerUnavailable, UnknownCampaign
     from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger, pin_progress
 
     place = LedgerPlace.configured(ledger_conn_id)
@@ -237,12 +238,22 @@ def opened(
             settings=SibConversationsHook(sib_conn_id).settings,
             deferrable=deferrable,
         )
-    except (AudienceError, CampaignRefused, TooManyBadRows, UnknownCampaign, TypeError, ValueError) as error:
-        # The author has to choose; a retry cannot help.
+    except (
+        AudienceError,
+        CampaignRefused,
+        InvalidRequest,
+        TooManyBadRows,
+        UnknownCampaign,
+        TypeError,
+        ValueError,
+    ) as error:
+        # The author has to choose, or to mend the connection; a retry cannot help.
         raise AirflowFailException(str(error)) from error
     finally:
         try:
             pin_progress(ledger, place)
+        except LedgerUnavailable as error:  # it must not hide what has ended the task
+            operator.log.warning("%s", error)
         finally:
             ledger.close()
 
@@ -385,7 +396,8 @@ class SendCampaignOperator(_CampaignOperator):
     :param send_in_backfill: whether a backfill's runs send; else they skip the task.
     :param retry_failed: whether deliveries that failed in earlier runs are tried again.
     :param on_doubt: ``"hold"``; or ``"resend"``: doubts are sent again, and may arrive twice.
-    :param max_bad_rows: rows of the audience that may be unusable; beyond it nothing is sent.
+    :param max_bad_rows: rows of the audience that may be unusable, and rows of ``suppress``; beyond it nothing is
+        sent.
     :param max_failure_share: share of this run's messages that may fail or be in doubt before it stops.
     :param reserve: calls of each hour left to others (templated); None: the connection's ``reserve_calls``.
     :param max_in_flight: requests at once (templated); a kill puts at most so many in doubt.
@@ -491,7 +503,6 @@ class SendCampaignOperator(_CampaignOperator):
 
     def _begin(self, task: CampaignTask, context: Context, *, resumed: bool) -> SendEngine:
         """Open the campaign, take its audience in, and make its engine by the rules as they are now."""
-        from airflow_provider_sib.campaign.audience import Row
         from airflow_provider_sib.campaign.engine import SendEngine, enrol, open_campaign
 
         ledger, settings = task.ledger, task.settings
@@ -539,8 +550,7 @@ class SendCampaignOperator(_CampaignOperator):
                 enrolled.bad_rows,
             )
         if self.suppress is not None:
-            rows = self._read(self.suppress, ledger)
-            ledger.exclude(self.campaign_id, (row.visitor_id for row in rows if isinstance(row, Row)))
+            ledger.exclude(self.campaign_id, self._suppressed(ledger))
         engine = SendEngine(ledger, self.campaign_id, rules)
         engine.begin(
             resumed=resumed,
@@ -548,6 +558,25 @@ class SendCampaignOperator(_CampaignOperator):
             retry_failed=self.retry_failed,
         )
         return engine
+
+    def _suppressed(self, ledger: Ledger) -> Iterator[str]:
+        """Give who is left out; a row that can't be used may name one of them, so that sending would do harm."""
+        from airflow_provider_sib.campaign.audience import Row
+
+        count, named = 0, []
+        for row in self._read(self.suppress, ledger):
+            if isinstance(row, Row):
+                yield row.visitor_id
+                continue
+            count += 1
+            if count <= NAMED_BAD_ROWS:
+                named.append(f"line {row.line} {row.reason}")
+        if count > self.max_bad_rows:
+            raise AirflowFailException(
+                f"{count} row{'s' if count != 1 else ''} of `suppress` can't be used, and max_bad_rows is "
+                f"{self.max_bad_rows}, so nothing is sent: {'; '.join(named)}"
+                f"{f'; and {count - len(named)} more' if count > len(named) else ''}."
+            )
 
     def _enroller(self, announcement: Announcement) -> Enroller:
         from airflow_provider_sib.campaign.announcement import Enroller
