@@ -893,3 +893,74 @@ def nobody_is_lost(campaigning: Campaigning, lost: OutcomesLost) -> None:
     with suppress(LedgerUnavailable, sa.exc.ProgrammingError):
         known = {row.message_ids[0] for row in campaigning.ledger.deliveries("c") if row.message_ids}
         assert known | named == messages.keys()
+
+
+# The page
+
+
+OUTCOMES = {
+    "in doubt": "fails; a retry does not send again",
+    "retried": "fails, and is tried again if it has retries",
+    "fails": "fails for good",
+    "deferred": "is deferred, and calls again",
+    "succeeds": "succeeds",
+    "goes on": "",
+    "waits: outage": "; waits and looks, a minute at first",
+    "waits: quota": "; waits for the next hour",
+    "stops: unauthorized": "; the campaign stops, its task fails for good",
+}
+
+
+def page() -> str:
+    """Write the page from the rows above."""
+    lines = [
+        "# Faults",
+        "",
+        "What may go wrong, and what comes of it. This page is made from the table of",
+        "[`tests/test_faults.py`](../tests/test_faults.py), each row of which is tried over real sockets: with both",
+        "clients, with the operator for a single message, and with a campaign. In no row is anything sent twice, and",
+        "in none is anybody dropped silently.",
+        "",
+        "## On the way to Brevo",
+        "",
+        "*Tried again* is what clients and hook do by themselves with a call that creates a message. Calls that",
+        "may be repeated (get, edit, delete, ping) are tried up to three times after any error of the network and",
+        "any 5xx.",
+        "Where nobody knows whether a single message was sent, its task does not send again when it is retried, on",
+        "Airflow 3.3 and newer or with a `once_key`: see [delivery guarantees](delivery-guarantees.md).",
+        "",
+        "| fault | error | did Brevo get it? | tried again | the task of a single message | its row in a campaign |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in CASES:
+        come = case.outcome
+        reason = f" (`{come.reason}`)" if come.reason else ""
+        task = OUTCOMES["in doubt" if come.state is State.IN_DOUBT else come.operator]
+        lines.append(
+            f"| {case.fault} | {f'`{come.error.__name__}`' if come.error else 'none'} | {_got_it(come)} | "
+            f"{'twice, after waits' if come.tries > 1 else 'no'} | {task} | "
+            f"{come.state.name.lower().replace('_', ' ')}{reason}{OUTCOMES[come.end]} |"
+        )
+    lines += ["", "## Around a campaign", "", "| fault | what comes of it |", "|---|---|"]
+    lines += [f"| {what} | {then} |" for what, then in AROUND]
+    return "\n".join(lines) + "\n"
+
+
+def _got_it(come: Outcome) -> str:
+    match come.state:
+        case State.SENT:
+            return "yes"
+        case State.IN_DOUBT:
+            return "nobody knows"
+        case State.FAILED:
+            return "it refused it"
+        case _ if come.error is TransportError:
+            return "no"
+        case _:
+            return "it refused it"
+
+
+def test_the_page_is_what_these_tests_prove():
+    if os.environ.get("SIB_WRITE_FAULTS"):
+        PAGE.write_text(page())
+    assert PAGE.read_text() == page(), "write it anew: SIB_WRITE_FAULTS=1 make test ARGS='-k the_page_is'"
