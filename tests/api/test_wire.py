@@ -9,10 +9,13 @@ import zlib
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airflow_provider_sib.api import calls
 from airflow_provider_sib.api.errors import (
     ApiError,
+    ConversationsError,
     InvalidRequest,
     NotFound,
     Quota,
@@ -510,3 +513,58 @@ def test_a_reason_tells_when_time_was_up():
     error = RuntimeError("wrapped")
     error.__context__ = TimeoutError()
     assert reason(error, 2.5, None) == "no complete answer within 2.5 seconds"
+
+
+FIELDS = [
+    "id",
+    "text",
+    "createdAt",
+    "isPushed",
+    "to",
+    "file",
+    "attachments",
+    "code",
+    "message",
+    "plan",
+    "groupId",
+]
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+BODIES = st.binary(max_size=40) | ANY_JSON.map(lambda value: json.dumps(value).encode())
+HEADERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "content-type": st.sampled_from(["application/json", "text/html", "application/problem+json", ""]),
+        "content-encoding": st.sampled_from(["gzip", "deflate", "br", "identity", ""]),
+        "sib-request-id": st.text(max_size=8),
+        **{
+            f"x-sib-ratelimit-{name}": st.integers().map(str) | st.floats().map(str) | st.text(max_size=5)
+            for name in ("limit", "remaining", "reset")
+        },
+    },
+)
+
+
+@given(
+    status=st.integers(100, 599),
+    headers=HEADERS,
+    body=BODIES | BODIES.map(gzip.compress),
+    cut=st.none() | st.just("IncompleteRead"),
+    call=st.sampled_from([SEND, GET, DELETE, calls.set_visitor_group("v", None), calls.get_account()]),
+)
+def test_whatever_is_answered_is_a_result_or_one_of_our_errors(status, headers, body, cut, call):
+    steps = exchange(call, secrets=(KEY,), retries=Retries(attempts=1), rate_limit_wait_seconds=0)
+    next(steps)
+    with pytest.raises((StopIteration, ConversationsError)) as caught:
+        steps.send(Response(status, headers, body, cut))
+    end = caught.value
+    if isinstance(end, ConversationsError):
+        assert str(end).isprintable()
+        assert pickle.loads(pickle.dumps(end)).args == end.args
+    else:
+        assert isinstance(end.value, Answer)

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -159,6 +159,37 @@ def test_any_bytes_get_an_answer_that_is_described(contract, route, body):
     state, ids = state_with_messages()
     path = template.replace("{id}", ids.get(template.removesuffix("/{id}"), ""))
     check(contract, method, template, *ask(state, method, path, raw=body))
+
+
+def described_bodies(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Make bodies by their description, right and wrong ones: fields missing, of other types, and unknown."""
+    fields = {name: KNOWN | st.text(max_size=8) | JSON for name in schema["properties"]}
+    required = {name: fields[name] for name in schema.get("required", ())}
+    right = st.fixed_dictionaries(required, optional=dict.fromkeys(fields.keys() - required, KNOWN))
+    return right | st.fixed_dictionaries({}, optional={**fields, "unknown": JSON}) | JSON
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_over_http_too_every_request_gets_an_answer_that_is_described(contract, call, data):
+    """Ids, bodies, content types and keys as nobody would send them: described answers, and never a 500."""
+    call.sandbox.configure(quota=10**9)
+    method, template = data.draw(st.sampled_from(ROUTES))
+    operation = contract["paths"][template][method.lower()]
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+    body = data.draw(described_bodies(content["schema"]) if content else st.none() | JSON)
+    message_id = quote(data.draw(st.text(min_size=1, max_size=8)), safe="", errors="surrogatepass")
+    headers = {
+        "api-key": data.draw(st.sampled_from([call.sandbox.api_key] * 9 + ["xkeysib-other"])),
+        "content-type": data.draw(
+            st.sampled_from(["application/json"] * 3 + ["application/json; charset=utf-8", "text/plain"])
+        ),
+    }
+    raw = json.dumps(body).encode()
+    raw = raw[: data.draw(st.sampled_from([len(raw)] * 5 + [len(raw) // 2]))]
+    reply = call.raw(method, "/v3" + template.replace("{id}", message_id), raw, headers)
+    assert reply.status < 500
+    check(contract, method, template, reply.status, json.loads(reply.body) if reply.body else None)
 
 
 @given(message_id=st.text(min_size=1))
