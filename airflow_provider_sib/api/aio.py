@@ -165,6 +165,10 @@ class AsyncConversationsClient:
             if answer is not None:
                 return Response(answer.status, answer.headers, b"".join(chunks), why)
             raise TransportError(why, maybe_delivered=attempt.begun) from None
+        finally:
+            # What is given up is not sent on: aiohttp would let the rest of it flush, for as long as that takes.
+            if sys.exception() is not before and attempt.transport is not None:
+                attempt.transport.abort()
 
     def _open(self) -> aiohttp.ClientSession:
         target = self._destination
@@ -197,6 +201,7 @@ class _Attempt:
     """What the connector must tell of the request it found a connection for."""
 
     begun = False
+    transport: asyncio.Transport | None = None
 
 
 _attempt: ContextVar[_Attempt] = ContextVar("attempt")
@@ -211,7 +216,8 @@ class _Connector(aiohttp.TCPConnector):
     ) -> aiohttp.connector.Connection:
         # Whatever fails in here, looking up, connecting, the proxy's tunnel or the handshake: nothing was sent.
         connection = await super().connect(req, traces, timeout)
-        _attempt.get().begun = True
+        attempt = _attempt.get()
+        attempt.begun, attempt.transport = True, connection.transport
         return connection
 
 
