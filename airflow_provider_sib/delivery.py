@@ -165,7 +165,7 @@ class Courier:
         """Deliver, in a running event loop; see :meth:`run`."""
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
-        self._queue: asyncio.Queue[Request] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Request, float]] = asyncio.Queue()
         self._watched_by = self._parent()
         with ThreadPoolExecutor(1, thread_name_prefix="sib-ledger") as self._ledger:
             async with self._client_of() as self._client:
@@ -191,10 +191,10 @@ class Courier:
         while not self._told_to_stop:
             step = await self._ask()
             match step:
-                case Send(requests):
+                case Send(requests, begin_by):
                     self._flying += len(requests)
                     for request in requests:
-                        self._queue.put_nowait(request)
+                        self._queue.put_nowait((request, begin_by))
                     await self._batch_of_news(None)
                 case Wait(seconds=seconds) if self._flying or self._outcomes:
                     await self._batch_of_news(seconds)
@@ -222,7 +222,8 @@ class Courier:
         """Begin nothing more, wait for what is in flight for seconds, give up the rest as unknown."""
         now = self._clock()
         while not self._queue.empty():
-            self._landed(self._queue.get_nowait(), Fate.UNBEGUN, now, made=False)
+            request, _ = self._queue.get_nowait()
+            self._landed(request, Fate.UNBEGUN, now, made=False)
         try:
             async with asyncio.timeout(seconds):
                 while self._flying:
@@ -309,7 +310,7 @@ class Courier:
     async def _work(self) -> None:
         """Perform requests, one at a time."""
         while True:
-            await self._perform(await self._queue.get())
+            await self._perform(*await self._queue.get())
 
     def _landed(self, request: Request, fate: Fate, began_at: float, **facts: Any) -> None:
         self._flying -= 1
@@ -320,12 +321,12 @@ class Courier:
         if count == 1 or count >= self._batch or not self._flying:
             self._news.set()
 
-    async def _perform(self, request: Request) -> None:
+    async def _perform(self, request: Request, begin_by: float) -> None:
         began_at = self._clock()
         facts: dict[str, Any] = {}
         try:
             call = _call_of(request)
-            if isinstance(request, Post) and began_at > request.deadline:
+            if began_at > begin_by:
                 fate, facts = Fate.UNBEGUN, {"made": False}
             else:
                 answer = await self._client.perform(call)

@@ -448,6 +448,41 @@ def test_a_process_that_was_suspended_between_claim_and_request_does_not_send(
     assert ledger.campaign("c").claims > 30
 
 
+def test_an_editor_that_was_suspended_overwrites_no_newer_text(tmp_path: Path, sandbox: Any) -> None:
+    leap = [0.0]
+    clock = lambda: uptime() + leap[0]  # noqa: E731
+    ledger = SqlLedger(f"sqlite:///{tmp_path}/edited.db", clock=lambda: time.time() + leap[0])
+    courier(begun(ledger, 30), sandbox).run()
+
+    def editor(text: str) -> UpdateEngine:
+        engine = UpdateEngine(ledger, "c", Rules(account="acme"), clock=clock)
+        engine.begin(Announcement(text))
+        return engine
+
+    class Suspended:
+        """Sleeps through its lease with requests in hand, while somebody else edits all."""
+
+        def __init__(self, engine: UpdateEngine) -> None:
+            self.engine, self.steps = engine, 0
+
+        def next(self) -> Any:
+            step = self.engine.next()
+            self.steps += 1
+            if self.steps == 2:
+                leap[0] += 120.0
+                assert courier(editor("third"), sandbox, clock=clock).run() == Done()
+            return step
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.engine, name)
+
+    assert courier(Suspended(editor("second")), sandbox, clock=clock).run() == Done()
+    for message in sandbox.messages():
+        texts = [*message["history"], message["text"]]
+        assert "second" not in texts[texts.index("third") :]
+    ledger.close()
+
+
 def test_a_fault_of_our_own_is_raised_and_its_row_is_in_doubt(ledger: SqlLedger) -> None:
     class Buggy:
         async def perform(self, call: Any) -> Any:

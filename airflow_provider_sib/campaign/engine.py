@@ -101,7 +101,7 @@ uptime: Callable[[], float] = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Post:
-    """Send a message, unless it is later than ``deadline`` on the engine's clock."""
+    """Send a message."""
 
     rank: int
     claim: int
@@ -110,7 +110,6 @@ class Post:
     text_hash: str
     agent_id: str | None
     group_id: str | None
-    deadline: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,9 +219,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Perform these requests, all at once if you can, and tell of each."""
+    """Perform these requests, all at once if you can, and tell of each.
+
+    :param requests: what to do.
+    :param begin_by: on the engine's clock; later none is begun, since the ledger's lease would end before it does.
+    """
 
     requests: tuple[Request, ...]
+    begin_by: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,7 +475,7 @@ class Rules:
 
     @property
     def begin_within_seconds(self) -> float:
-        """Seconds after its claim within which a request has begun, so that it ends before its lease does."""
+        """Seconds after it was permitted within which a request has begun, so that it ends before its lease does."""
         return self.timeout_seconds + 15
 
 
@@ -557,6 +561,9 @@ class _Work:
             ),
         )
 
+    def _send(self, requests: tuple[Request, ...], asked_at: float) -> Send:
+        return Send(requests, asked_at + self.rules.begin_within_seconds)
+
     def _at_once(self) -> int:
         """Return how many requests more may be in flight, the quota apart."""
         most = 1 if self._outage.slow else self.rules.max_in_flight
@@ -579,13 +586,14 @@ class _Work:
             return Wait("in_flight")
         if self._now_ms() < self._outage.again_ms:
             return self._wait("outage", self._outage.again_ms)
+        asked_at = self._clock()
         granted = self._ledger.quota(self._use(1))
         self._learn(granted)
         if not granted.permits:
             return self._shut()
         look = Look()
         self._flying.add(look)
-        return Send((look,))
+        return self._send((look,), asked_at)
 
     def _texts(self, campaign: Campaign) -> Announcement:
         if self._announcement is None or self._announcement[0] != campaign.revision:
@@ -722,7 +730,7 @@ class SendEngine(_Work):
             cycled = self._cycle()
             posts = tuple(self._posts(cycled))
             if posts:
-                return Send(posts)
+                return self._send(posts, self._claimed_at)
             if not self._results and (step := self._idle(cycled)) is not None:
                 self._wake_ms = step.until_ms if isinstance(step, Wait) else None
                 return step
@@ -858,7 +866,6 @@ class SendEngine(_Work):
         if not cycled.claimed:
             return
         announcement = self._texts(cycled.campaign)
-        deadline = self._claimed_at + self.rules.begin_within_seconds
         for row in cycled.claimed:
             try:
                 text = announcement.render(row, row.variant)
@@ -870,9 +877,7 @@ class SendEngine(_Work):
             agent_id, group_id = _own(variables, "agent_id"), _own(variables, "group_id")
             if agent_id is None and group_id is None:
                 agent_id, group_id = self.rules.agent_id, self.rules.group_id
-            post = Post(
-                row.rank, row.claim, row.visitor_id or "", text, text_hash(text), agent_id, group_id, deadline
-            )
+            post = Post(row.rank, row.claim, row.visitor_id or "", text, text_hash(text), agent_id, group_id)
             self._flying.add(post)
             yield post
 
@@ -1066,13 +1071,18 @@ class _EditEngine(_Work):
             if not self._error and not self._outage.open:
                 self._fill()
             wanted = 0 if self._error or self._outage.open else min(self._at_once(), len(self._queue))
+            asked_at = self._clock()
             edited = self._edit(wanted)
             if isinstance(edited, EditorBusy):
                 return Wait("in_flight") if self._flying else self._wait("editor", edited.until_ms)
             if edited.granted.permits:
+                if edited.campaign.revision != self._revision:
+                    # Planned with an older text, which must not overwrite a newer one.
+                    self._restart(edited.campaign.revision)
+                    continue
                 requests = tuple(self._queue.popleft() for _ in range(edited.granted.permits))
                 self._flying.update(requests)
-                return Send(requests)
+                return self._send(requests, asked_at)
             if not self._results and (step := self._idle(wanted)) is not None:
                 return step
 

@@ -71,6 +71,7 @@ class Worker:
     engine: Any
     most: int
     handed: list[Request] = field(default_factory=list)
+    begin_by: dict[Request, float] = field(default_factory=dict)
     answered: list[Outcome] = field(default_factory=list)
     is_blind: bool = False
     """Its ledger did not answer: it may have claimed rows that it doesn't know of."""
@@ -169,6 +170,7 @@ class Campaigning(RuleBasedStateMachine):
             posts = {request.rank for request in step.requests if isinstance(request, Post)}
             assert posts <= self.ranks(State.SENDING), "no intent was recorded before the request"
             worker.handed += step.requests
+            worker.begin_by.update(dict.fromkeys(step.requests, step.begin_by))
         assert len(worker.handed) <= worker.most
         return step
 
@@ -194,7 +196,7 @@ class Campaigning(RuleBasedStateMachine):
     def carry(self, worker: Worker, request: Request, blow: str | None) -> None:
         worker.handed.remove(request)
         now = self.time()
-        if isinstance(request, Post) and now > request.deadline:
+        if now > worker.begin_by[request]:
             worker.answered.append(
                 Outcome(request=request, fate=Fate.UNBEGUN, began_at=now, ended_at=now, made=False)
             )
@@ -231,7 +233,7 @@ class Campaigning(RuleBasedStateMachine):
         """As the courier does when it is told to: what is under way is unknown, and all is recorded."""
         now = self.time()
         for request in worker.handed:
-            begins = in_mid_air and (not isinstance(request, Post) or now <= request.deadline)
+            begins = in_mid_air and now <= worker.begin_by[request]
             if isinstance(request, Post) and begins:
                 self.begins(request)
             fate = Fate.UNKNOWN if begins else Fate.UNBEGUN
