@@ -28,6 +28,7 @@ from airflow_provider_sib.campaign.ledger import (
     LedgerUnsafe,
     Quota,
     QuotaUse,
+    Refusal,
     Result,
     State,
     Text,
@@ -698,3 +699,22 @@ def test_a_connection_the_server_dropped_is_made_again_without_a_word(server_hou
     assert isinstance(ledger.campaign("c"), Campaign)
     assert ledger.revise("c", Text("new", {})).revision == 2
     assert states(ledger) == []
+
+
+def test_who_vanishes_in_a_transaction_holds_its_locks_for_a_minute(server_house: House) -> None:
+    vanished, other = server_house.open(), server_house.open()
+    opened(other)
+    name, unit = {
+        "postgresql": ("idle_in_transaction_session_timeout", "ms"),
+        "mariadb": ("idle_transaction_timeout", "s"),
+    }[server_house.kind]
+    with engine_of(vanished).connect() as conn:
+        # As of a machine without power, or a process that is suspended: the server still has its session.
+        shown = conn.exec_driver_sql(f"SHOW {name}" if unit == "ms" else f"SELECT @@{name}").scalar_one()
+        assert shown in ("1min", 60)
+        conn.commit()
+        conn.exec_driver_sql(f"SET {name} = {1000 if unit == 'ms' else 1}")
+        conn.commit()
+        conn.exec_driver_sql("SELECT status FROM sib_campaign WHERE campaign = 'c' FOR UPDATE")
+        assert not isinstance(other.set_status("c", CampaignStatus.PAUSED), Refusal)
+        conn.invalidate()

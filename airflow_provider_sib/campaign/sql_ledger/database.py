@@ -355,13 +355,18 @@ def _on_postgresql(dbapi: Any, _: object) -> None:
             "SELECT set_config('synchronous_commit', 'on', false)"
             " WHERE current_setting('synchronous_commit') = 'off'"
         )
-        cursor.execute("SET lock_timeout = '30s'")
+        # A machine that lost its power, or a process that is suspended, would hold its locks for hours.
+        cursor.execute("SET lock_timeout = '30s'; SET idle_in_transaction_session_timeout = '60s'")
 
 
 def _on_mysql(dbapi: Any, _: object) -> None:
     with _cursor(dbapi) as cursor:
-        # UNIX_TIMESTAMP reads local time, which an autumn night has twice.
-        cursor.execute("SET time_zone = '+00:00', innodb_lock_wait_timeout = 30")
+        # UNIX_TIMESTAMP reads local time, which an autumn night has twice. And a machine that lost its power would
+        # hold its locks for hours: MariaDB knows when a transaction is idle, MySQL only when a session is.
+        cursor.execute(
+            "SET time_zone = '+00:00', innodb_lock_wait_timeout = 30, wait_timeout = 300"
+            " /*M!100300 , idle_transaction_timeout = 60 */"
+        )
 
 
 @contextmanager
