@@ -28,6 +28,7 @@ from airflow_provider_sib.campaign.announcement import (
 )
 from airflow_provider_sib.campaign.audience import BadRow, Row
 from airflow_provider_sib.campaign.ledger import (
+    LEASE_EXPIRED,
     Backlog,
     Campaign,
     CampaignStatus,
@@ -448,7 +449,8 @@ class Rules:
     :param allowed_visitors: shell patterns of visitor ids; empty: all.
     :param agent_id: in whose name, unless a row's own column ``agent_id`` or ``group_id`` says it.
     :param group_id: the group of which an agent writes, likewise.
-    :param max_failure_share: share of a run's outcomes that may be failures and doubts.
+    :param max_failure_share: share of a run's outcomes that may be failures and doubts; what a killed sender left in
+        doubt is no outcome of it.
     :param resend_doubts: whether those in doubt are written to again; may reach them twice.
     :param outage_wait_seconds: first wait when Brevo doesn't answer; it doubles.
     """
@@ -682,6 +684,8 @@ class SendEngine(_Work):
         self._asked = False
         self._base: dict[str, int] = {}
         self._run: Counter[State] = Counter()
+        # Doubts that a sender left who was killed: they say nothing about how Brevo fares.
+        self._swept = 0
         self._calls_before = 0
         self._seconds_before = 0.0
         self._started = clock()
@@ -707,7 +711,8 @@ class SendEngine(_Work):
             if self.rules.resend_doubts:
                 while ledger.retry(campaign_id, State.IN_DOUBT):
                     pass
-            memo = {"base": _by_name(ledger.counts(campaign_id).by_state)}
+            counts = _by_name(ledger.counts(campaign_id).by_state)
+            memo = {"base": counts | {LEASE_EXPIRED: self._lease_expired()}}
         self._base = memo["base"]
         self._calls_before, self._seconds_before = memo.get("calls", 0), memo.get("seconds", 0.0)
         self._resent = memo.get("resent", 0)
@@ -718,6 +723,9 @@ class SendEngine(_Work):
                 for state in (State.SENT, State.FAILED, State.IN_DOUBT)
             }
         )
+        if resumed:
+            self._swept = max(0, self._lease_expired() - self._base.get(LEASE_EXPIRED, 0))
+            self._run[State.IN_DOUBT] = max(0, self._run[State.IN_DOUBT] - self._swept)
         # What a fraction lets through depends on how many there are, so it is counted anew each time.
         if campaign.fraction != fraction or (fraction != 1 and not resumed):
             ledger.set_fraction(campaign_id, fraction)
@@ -757,7 +765,9 @@ class SendEngine(_Work):
         """See :meth:`Engine.tally`: what this run did so far, its earlier parts included."""
         quota = None if self._granted is None else self._granted.quota
         return {
-            **{state.name.lower(): self._run[state] for state in (State.SENT, State.FAILED, State.IN_DOUBT)},
+            "sent": self._run[State.SENT],
+            "failed": self._run[State.FAILED],
+            "in_doubt": self._run[State.IN_DOUBT] + self._swept,
             "calls": self._calls_before + self.calls,
             "seconds": self._seconds(),
             "quota_limit": None if quota is None else quota.limit,
@@ -791,6 +801,11 @@ class SendEngine(_Work):
                 outcome.reason if state in (State.FAILED, State.IN_DOUBT) else None,
             )
         )
+
+    def _lease_expired(self) -> int:
+        """Count the doubts that killed senders have left."""
+        left = self._ledger.deliveries(self._campaign_id, states=[State.IN_DOUBT], reasons=[LEASE_EXPIRED])
+        return sum(1 for _ in left)
 
     def _memo(self) -> dict[str, Json]:
         """Give what somebody who goes on with this run must know."""
@@ -831,7 +846,7 @@ class SendEngine(_Work):
         self._asked = self._undone[0].quota.wanted > 0
         self._undone = None
         self._learn(cycled.granted)
-        self._run[State.IN_DOUBT] += cycled.swept
+        self._swept += cycled.swept
         return cycled
 
     def _wanted(self) -> int:
@@ -940,7 +955,7 @@ class SendEngine(_Work):
         again = 0
         while count := self._ledger.retry(self._campaign_id, State.IN_DOUBT):
             again += count
-        self._run[State.IN_DOUBT] = max(0, self._run[State.IN_DOUBT] - again)
+        self._run[State.IN_DOUBT] = self._swept = 0
         return again > 0
 
 

@@ -358,8 +358,6 @@ def test_nobody_is_written_to_twice_nor_forgotten_when_killed_at_any_step(house:
         except Killed:
             died = True
         brevo.on_post = lambda moment: None
-        # A message or two may be in doubt, and that is a large share of five.
-        given["max_failure_share"] = 1.0
         assert life(ledger) == Done()
         found = states(ledger, campaign_id)
         doubts = {key for key, state in found.items() if state is State.IN_DOUBT}
@@ -668,6 +666,32 @@ def test_too_many_failures_stop_the_campaign_and_keep_the_rest(
     assert set(states(memory).values()) == {State.SENT}
 
 
+@pytest.mark.parametrize("limit", [100, 12], ids=["in one go", "deferred in between"])
+def test_the_doubts_that_a_killed_sender_left_do_not_stop_the_next_one(house: House, limit: int) -> None:
+    ledger, time = house.open(), house.clock
+    brevo = Brevo(time, limit=limit)
+    campaign(ledger, rows(*range(30)))
+    rate = Rate(reserve=0, jitter_seconds=0.5)
+    killed = sender(ledger, time, rate=rate)(False)
+    step = killed.next()
+    assert isinstance(step, Send)
+    [probe] = step.requests
+    killed.take([Outcome(request=probe, began_at=time(), ended_at=time(), **brevo.handle(probe))])
+    step = killed.next()
+    assert isinstance(step, Send)
+    assert len(step.requests) == 8
+    time.seconds += killed.rules.lease_seconds + 1
+    # They say nothing about how Brevo fares.
+    lives: list[SendEngine] = []
+    simulation = Simulation(time, brevo)
+    assert simulation.run(
+        lambda resumed: lives.append(sender(ledger, time, rate=rate)(resumed)) or lives[-1]
+    ) == [Done()]
+    assert Counter(states(ledger).values()) == {State.SENT: 22, State.IN_DOUBT: 8}
+    assert lives[-1].tally()["in_doubt"] == 8
+    assert (len(lives) > 1) == (limit == 12)
+
+
 def test_one_bad_recipient_fails_alone(
     time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
 ) -> None:
@@ -719,7 +743,7 @@ def test_a_worker_suspended_beyond_its_lease_comes_back_after_all_was_done(house
     ledger, time = house.open(), house.clock
     brevo = Brevo(time)
     campaign(ledger, rows(*range(12)))
-    first = sender(ledger, time, rate=Rate(requests_per_hour=100), max_in_flight=4, max_failure_share=1.0)
+    first = sender(ledger, time, rate=Rate(requests_per_hour=100), max_in_flight=4)
     suspended = first(False)
     step = suspended.next()
     assert isinstance(step, Send)
@@ -728,7 +752,7 @@ def test_a_worker_suspended_beyond_its_lease_comes_back_after_all_was_done(house
     step = suspended.next()
     assert isinstance(step, Send)
     assert len(step.requests) == 4
-    assert Simulation(time, brevo).run(sender(ledger, time, max_failure_share=1.0)) == [Done()]
+    assert Simulation(time, brevo).run(sender(ledger, time)) == [Done()]
     found = Counter(states(ledger).values())
     assert found == {State.SENT: 8, State.IN_DOUBT: 4}
     assert ledger.campaign("c").status is CampaignStatus.FINISHED
