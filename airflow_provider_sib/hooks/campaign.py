@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 import shlex
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,7 +26,7 @@ from airflow_provider_sib import _compat
 from airflow_provider_sib._compat import AirflowFailException, conf
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from airflow.sdk import Connection
     from sqlalchemy.engine import URL
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
         Suppression,
     )
     from airflow_provider_sib.campaign.report import Report
+
+log = logging.getLogger(__name__)
 
 _DRIVERS = {
     "postgres": "postgresql+psycopg2",
@@ -215,13 +219,22 @@ class Pin:
         )
 
 
-def open_ledger(place: LedgerPlace, *, to_send: bool, create: bool = True) -> Ledger:
+def open_ledger(
+    place: LedgerPlace,
+    *,
+    to_send: bool,
+    create: bool = True,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Ledger:
     """Open the ledger and see that it is the right one.
 
     :param place: where it lies.
     :param to_send: whether campaigns will be delivered with it: then the place must be one that all tasks share,
         and the first use pins it. Looking at it pins nothing.
     :param create: whether to make it where there is none.
+    :param sleep: waits so many seconds; to send, a server that has answered before is waited for.
+    :param clock: in seconds, measures that wait.
     :raises LedgerMissing: when there is none, and none is to be made.
     :raises AirflowFailException: when it is not the right one, or not safe to send with.
     :raises LedgerUnavailable: when its database does not answer.
@@ -234,7 +247,9 @@ def open_ledger(place: LedgerPlace, *, to_send: bool, create: bool = True) -> Le
             "type postgres or mysql. Nothing was sent."
         )
     pin = Pin.read(place)
-    ledger = _open(place, create=create)
+    # One that was never reached is rather a mistake in its connection, to be told at once.
+    waits = to_send and pin is not None and not in_a_file
+    ledger = _open_in_time(place, sleep, clock) if waits else _open(place, create=create)
     try:
         identity = ledger.identity()
         if pin is not None:
@@ -248,6 +263,23 @@ def open_ledger(place: LedgerPlace, *, to_send: bool, create: bool = True) -> Le
         ledger.close()
         raise
     return ledger
+
+
+def _open_in_time(place: LedgerPlace, sleep: Callable[[float], None], clock: Callable[[], float]) -> Ledger:
+    """Wait for a server, as long as a task that sends already would: a retry costs a try and starts anew."""
+    from airflow_provider_sib.campaign.ledger import LedgerUnavailable
+    from airflow_provider_sib.delivery import LEDGER_PATIENCE_SECONDS
+
+    began, pause = clock(), 1.0
+    while True:
+        try:
+            return _open(place)
+        except LedgerUnavailable as error:
+            if clock() - began >= LEDGER_PATIENCE_SECONDS:
+                raise
+            log.warning("Waiting for the ledger. %s", error)
+        sleep(pause)
+        pause = min(2 * pause, 10.0)
 
 
 def look(place: LedgerPlace) -> Identity:
@@ -325,8 +357,17 @@ def connect(audience: SqlAudience) -> Any:
 
 
 def pin_progress(ledger: Ledger, place: LedgerPlace) -> None:
-    """Keep in the pin how far the ledger's claims have come, so that an older copy shows."""
-    identity = ledger.identity()
+    """Keep in the pin how far the ledger's claims have come, so that an older copy shows.
+
+    A ledger that does not answer just now is no reason to fail: the pin stays behind, as it does for a minute anyway.
+    """
+    from airflow_provider_sib.campaign.ledger import LedgerUnavailable
+
+    try:
+        identity = ledger.identity()
+    except LedgerUnavailable as error:
+        log.warning("How far the ledger has come is not kept, by which an older copy would show. %s", error)
+        return
     kept = Pin.read(place)
     if kept is None or kept.claims < identity.claims:
         Pin(identity.ledger_id, identity.claims).write(place)

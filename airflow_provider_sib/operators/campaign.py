@@ -83,6 +83,8 @@ class CampaignTask:
         self.log = operator.log
         self.calls_planned: int | None = None
         self.reserve = settings.reserve_calls
+        # Not asked when it is needed: a deferral must not fail since the ledger is silent just then.
+        self._ledger_id = ledger.identity().ledger_id
         self._courier: Courier | None = None
 
     def stop(self) -> None:
@@ -140,11 +142,11 @@ class CampaignTask:
         pause = f"; waiting for {waiting.reason}" if waiting else ""
         try:
             left = self._left(tally["calls"])
-            pin_progress(self.ledger, self.place)
         except LedgerUnavailable as error:  # its outcomes are held meanwhile, and given up by name if need be
             left = "how long it still takes is unknown"
             self.log.warning("%s", error)
         self.log.info("Campaign %s: %s%s; %s.", self.campaign_id, facts, pause, left)
+        pin_progress(self.ledger, self.place)
 
     def _left(self, calls: int) -> str:
         """Say how long it still takes, as far as the quota tells.
@@ -180,7 +182,7 @@ class CampaignTask:
             trigger=CampaignTrigger(
                 campaign_id=self.campaign_id,
                 ledger_conn_id=self.place.conn_id,
-                ledger_id=self.ledger.identity().ledger_id,
+                ledger_id=self._ledger_id,
                 until=until,
             ),
             method_name="execute",
@@ -398,7 +400,8 @@ class SendCampaignOperator(_CampaignOperator):
     :param on_doubt: ``"hold"``; or ``"resend"``: doubts are sent again, and may arrive twice.
     :param max_bad_rows: rows of the audience that may be unusable, and rows of ``suppress``; beyond it nothing is
         sent.
-    :param max_failure_share: share of this run's messages that may fail or be in doubt before it stops.
+    :param max_failure_share: share of this run's messages that may fail or be in doubt before it stops; doubts that a
+        killed worker left do not count.
     :param reserve: calls of each hour left to others (templated); None: the connection's ``reserve_calls``.
     :param max_in_flight: requests at once (templated); a kill puts at most so many in doubt.
     :param dry_run: enrol nobody and send nothing: read and render everything, and log what would happen (templated).

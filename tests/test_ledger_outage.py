@@ -1,0 +1,179 @@
+"""A ledger whose database goes away: what a task does that begins, ends or is deferred just then."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_sib._compat import AirflowFailException
+from airflow_provider_sib.campaign.engine import Wait
+from airflow_provider_sib.campaign.ledger import LedgerUnavailable
+from airflow_provider_sib.delivery import LEDGER_PATIENCE_SECONDS
+from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger
+from airflow_provider_sib.operators import SendCampaignOperator
+from airflow_provider_sib.operators.campaign import opened
+
+from .campaign.conftest import make_database
+
+try:
+    from airflow.sdk.exceptions import TaskDeferred
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import TaskDeferred
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PLACE = LedgerPlace("ledger")
+
+
+class Gate:
+    """A port that leads to a server while it is open; shut, it drops who is in and refuses who comes."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._server = (host, port)
+        self._ends: list[socket.socket] = []
+        self._listener: socket.socket | None = None
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            self.port = one.getsockname()[1]
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._admit, args=(self._listener,), daemon=True).start()
+
+    def shut(self) -> None:
+        if self._listener is not None:
+            # Only this wakes the thread that accepts.
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._ends.clear()
+
+    def _admit(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                inside, _ = listener.accept()
+            except OSError:
+                return
+            outside = socket.create_connection(self._server)
+            self._ends += [inside, outside]
+            for source, target in ((inside, outside), (outside, inside)):
+                threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _carry(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def gate(request: pytest.FixtureRequest, airflow_db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Give the gate to an empty ledger on a real server, the Airflow connection `ledger` to it, and no pin."""
+    from airflow.models import Variable
+
+    database, engine, drop = make_database(request.param)
+    url = database.url
+    made = Gate(url.host or "", url.port or 0)
+    connection = {
+        "conn_type": {"postgresql": "postgres", "mariadb": "mysql"}[request.param],
+        "login": url.username,
+        "password": url.password,
+        "host": "127.0.0.1",
+        "port": made.port,
+        "schema": url.database,
+        "extra": dict(url.query),
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW__SIB__LEDGER_CONN_ID", "ledger")
+    made.open()
+    yield made
+    made.shut()
+    Variable.delete(PLACE.pin_key)
+    with engine.connect() as conn:
+        conn.exec_driver_sql(drop)
+    engine.dispose()
+
+
+def send(**arguments: Any) -> SendCampaignOperator:
+    rows = [{"visitor_id": f"visitor-{n}"} for n in range(10)]
+    given = {"task_id": "send", "campaign_id": "release", "audience": rows, "text": "Hi!", "reserve": 0}
+    return SendCampaignOperator(**given | arguments)
+
+
+def execute(operator: SendCampaignOperator) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    return operator.execute({"dag_run": SimpleNamespace(run_type="manual", logical_date=now, run_after=now)})
+
+
+class TestAtItsEnd:
+    def opened(self):
+        return opened(
+            send(), "release", sib_conn_id="sib_conversations_default", ledger_conn_id=None, deferrable=True
+        )
+
+    def test_a_task_keeps_its_result(self, gate, sib_sandbox):
+        with self.opened():
+            gate.shut()
+
+    def test_a_task_fails_for_its_own_reason(self, gate, sib_sandbox):
+        with pytest.raises(AirflowFailException, match="its own reason"), self.opened():
+            gate.shut()
+            raise ValueError("its own reason")
+
+    def test_a_task_is_deferred_as_it_meant_to_be(self, gate, sib_sandbox):
+        with pytest.raises(TaskDeferred) as deferred, self.opened() as task:
+            gate.shut()
+            task._defer(Wait("quota", 100.0, 1_900_000_000_000))
+        assert deferred.value.trigger.until == 1_900_000_000
+
+    def test_it_is_said_that_the_pin_was_not_brought_forward(self, gate, sib_sandbox, logged):
+        with self.opened():
+            gate.shut()
+        assert "an older copy" in logged()
+
+
+class TestAtItsBegin:
+    def test_a_known_ledger_is_waited_for(self, gate, sib_sandbox):
+        assert execute(send())["totals"]["sent"] == 10
+        gate.shut()
+        waits = []
+
+        def sleep(seconds):
+            waits.append(seconds)
+            if len(waits) == 3:
+                gate.open()
+
+        open_ledger(PLACE, to_send=True, sleep=sleep).close()
+        assert len(waits) == 3
+
+    def test_it_is_waited_for_five_minutes_and_no_longer(self, gate, sib_sandbox):
+        assert execute(send())["totals"]["sent"] == 10
+        gate.shut()
+        waits = []
+        with pytest.raises(LedgerUnavailable):
+            open_ledger(PLACE, to_send=True, sleep=waits.append, clock=lambda: sum(waits))
+        assert LEDGER_PATIENCE_SECONDS <= sum(waits) <= LEDGER_PATIENCE_SECONDS + 10
+
+    def test_a_ledger_that_never_answered_is_a_mistake_and_told_at_once(self, gate, sib_sandbox):
+        gate.shut()
+        with pytest.raises(LedgerUnavailable):
+            open_ledger(PLACE, to_send=True, sleep=pytest.fail)
+
+    def test_who_only_looks_does_not_wait(self, gate, sib_sandbox):
+        assert execute(send())["totals"]["sent"] == 10
+        gate.shut()
+        with pytest.raises(LedgerUnavailable):
+            open_ledger(PLACE, to_send=False, sleep=pytest.fail)
