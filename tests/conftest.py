@@ -67,6 +67,21 @@ def campaigns(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         yield hook
 
 
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Give the address of an empty ledger, of each kind that processes can share, for processes of their own."""
+    from .campaign.conftest import make_database
+
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/ledger.db"
+        return
+    database, engine, drop = make_database(request.param)
+    yield database.url.render_as_string(hide_password=False)
+    with engine.connect() as conn:
+        conn.exec_driver_sql(drop)
+    engine.dispose()
+
+
 @pytest.fixture
 def dag_of(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], DAG]:
     """Make the source of a DAG file, as the documents show it, the one file of a bundle, and give its DAG.

@@ -207,6 +207,8 @@ def test_a_pin_that_cannot_be_read_is_a_refusal_and_never_a_first_use(home, hook
         ("here:airflow.executors.local_executor.LocalExecutor", None),
         ("LocalExecutor;team=LocalExecutor", None),
         ("CeleryExecutor", "CeleryExecutor"),
+        ("KubernetesExecutor", "KubernetesExecutor"),
+        ("far:CeleryExecutor", "CeleryExecutor"),
         ("LocalExecutor,CeleryExecutor", "CeleryExecutor"),
         ("LocalExecutor, CeleryExecutor", "CeleryExecutor"),
         ("LocalExecutor;team=CeleryExecutor", "CeleryExecutor"),

@@ -1,4 +1,4 @@
-"""Deliver a campaign in a process of its own, to be killed: `python sender.py BASE_URL API_KEY LEDGER VISITORS`."""
+"""Deliver a campaign in a process of its own, to be killed: `sender.py BASE_URL API_KEY LEDGER_URL VISITORS`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MAX_IN_FLIGHT = 8
 CAMPAIGN = "killed"
 
 
-def main(base_url: str, api_key: str, path: str, visitors: int) -> int:
+def main(base_url: str, api_key: str, ledger_url: str, visitors: int) -> int:
     """Begin, or go on where the killed one was."""
-    ledger = SqlLedger(f"sqlite:///{path}")
+    ledger = SqlLedger(ledger_url)
     announcement = Announcement("Hello")
     open_campaign(ledger, CAMPAIGN, binding={}, announcement=announcement)
     rows = (Row(f"visitor-{number}", {}) for number in range(visitors))
@@ -30,7 +30,6 @@ def main(base_url: str, api_key: str, path: str, visitors: int) -> int:
         rate=Rate(reserve=0),
         max_in_flight=MAX_IN_FLIGHT,
         timeout_seconds=1.0,
-        max_failure_share=1.0,
     )
     engine = SendEngine(ledger, CAMPAIGN, rules)
     engine.begin(resumed=False)

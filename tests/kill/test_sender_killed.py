@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,20 +20,32 @@ from airflow_provider_sib.sandbox import Sandbox
 
 from .sender import CAMPAIGN, MAX_IN_FLIGHT
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("SIB_KILLS", "20"))
 VISITORS = 20_000
 
 
-def test_killed_at_random_times_in_mid_sending(tmp_path):
-    path = tmp_path / "ledger.db"
+@contextmanager
+def killed(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Kill a process at the end, whatever happened."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_killed_at_random_times_in_mid_sending(ledger_url):
     choose = random.Random(KILLS)
     with Sandbox(quota=10_000_000) as sandbox:
 
         def start() -> subprocess.Popen[bytes]:
             script = Path(__file__).with_name("sender.py")
-            arguments = [sandbox.base_url, sandbox.api_key, str(path), str(VISITORS)]
+            arguments = [sandbox.base_url, sandbox.api_key, ledger_url, str(VISITORS)]
             return subprocess.Popen([sys.executable, str(script), *arguments])
 
         def sent() -> int:
@@ -41,17 +55,17 @@ def test_killed_at_random_times_in_mid_sending(tmp_path):
         kills = 0
         for kill in range(KILLS):
             goal = (kill + choose.random()) * VISITORS * 0.95 / KILLS
-            process = start()
-            before, deadline = sent(), time.monotonic() + 120
-            while process.poll() is None and (sent() <= before or sent() < goal):
-                assert time.monotonic() < deadline
-                time.sleep(choose.random() / 200)
-            process.kill()
-            kills += process.wait() < 0
-        assert start().wait(300) == 0
+            with killed(start()) as process:
+                before, deadline = sent(), time.monotonic() + 600
+                while process.poll() is None and (sent() <= before or sent() < goal):
+                    assert time.monotonic() < deadline
+                    time.sleep(choose.random() / 200)
+            kills += process.returncode < 0
+        with killed(start()) as last:
+            assert last.wait(900) == 0
         reached = Counter(message["visitorId"] for message in sandbox.messages())
 
-    ledger = SqlLedger(f"sqlite:///{path}")
+    ledger = SqlLedger(ledger_url)
     deliveries = {delivery.visitor_id: delivery for delivery in ledger.deliveries(CAMPAIGN)}
     ledger.close()
     doubts = {visitor for visitor, delivery in deliveries.items() if delivery.state is State.IN_DOUBT}
