@@ -103,8 +103,8 @@ class Courier:
     :param connections: requests on the wire at the same time; None: ``max_in_flight``. Fewer keep the wire busy
         while the ledger is told.
     :param defer_after_seconds: longer waits end the run; None: never.
-    :param progress: called in the event loop about once a ``progress_seconds`` with the engine's tally and, while
-        it waits, why.
+    :param progress: called about once a ``progress_seconds`` with the engine's tally and, while it waits, why; in the
+        ledger's thread, since it may take its time, and answers must be read meanwhile.
     :param progress_seconds: how often.
     :param clock: the engine's.
     :param parent: tells the process that watches over this one; when that changes, nobody does, and it stops.
@@ -170,7 +170,7 @@ class Courier:
         with ThreadPoolExecutor(1, thread_name_prefix="sib-ledger") as self._ledger:
             async with self._client_of() as self._client:
                 self._tasks = [asyncio.create_task(self._work()) for _ in range(self._connections)]
-                watch = asyncio.create_task(self._watch())
+                beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._tell())]
                 try:
                     end = await self._deliver()
                 except (LedgerUnavailable, OutcomesLost):
@@ -180,7 +180,8 @@ class Courier:
                     await self._leave(None)
                     raise
                 finally:
-                    watch.cancel()
+                    for task in beside:
+                        task.cancel()
                     await self._land(0.0)
                 await self._leave(end.until_ms if isinstance(end, Wait) else None)
         if self._failure is not None:
@@ -266,20 +267,26 @@ class Courier:
             return
 
     async def _watch(self) -> None:
-        """Stop when nobody watches over this process any more; tell of the progress."""
-        told = self._clock()
+        """Stop when nobody watches over this process any more."""
         while True:
             await asyncio.sleep(1.0)
             # A supervisor that was killed can't stop this process, and starts another one in its place.
             if self._parent() != self._watched_by:
                 self.stop()
-            if self._progress is not None and self._clock() - told >= self._progress_seconds:
-                told = self._clock()
-                try:
-                    self._progress(self._engine.tally(), self._waiting)
-                except Exception as error:  # noqa: BLE001  raised once everything in flight is recorded
-                    self._failure = self._failure or error
-                    self.stop()
+
+    async def _tell(self) -> None:
+        """Tell of the progress, from time to time."""
+        assert self._loop is not None  # noqa: S101  set before this begins
+        while (progress := self._progress) is not None:
+            await asyncio.sleep(self._progress_seconds)
+            try:
+                await self._loop.run_in_executor(
+                    self._ledger, lambda: progress(self._engine.tally(), self._waiting)
+                )
+            except Exception as error:  # noqa: BLE001  raised once everything in flight is recorded
+                self._failure = self._failure or error
+                self.stop()
+                return
 
     async def _ask(self) -> Step:
         self._hand_over()

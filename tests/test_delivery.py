@@ -287,6 +287,21 @@ def test_progress_is_told_while_it_sends_and_while_it_waits(ledger: SqlLedger) -
     assert {tally["sent"] for tally, _ in told} == {20}
 
 
+def test_answers_are_read_while_the_progress_takes_its_time(ledger: SqlLedger, sandbox: Any) -> None:
+    """Telling it asks Airflow and the ledger's server, which may take as long as they like."""
+    sandbox.fault("latency", seconds=0.5)
+    told: list[int] = []
+
+    def progress(*_: Any) -> None:
+        told.append(threading.get_ident())
+        time.sleep(8.0 * (len(told) == 1))
+
+    run = courier(begun(ledger, 48), sandbox, timeout_seconds=4.0, progress=progress, progress_seconds=1.0)
+    assert run.run() == Done()
+    assert told
+    assert states(ledger) == {State.SENT: 48}
+
+
 # Stopping
 
 

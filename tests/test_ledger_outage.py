@@ -118,31 +118,31 @@ def execute(operator: SendCampaignOperator) -> dict[str, Any]:
     return operator.execute({"dag_run": SimpleNamespace(run_type="manual", logical_date=now, run_after=now)})
 
 
-class TestAtItsEnd:
-    def opened(self):
-        return opened(
-            send(), "release", sib_conn_id="sib_conversations_default", ledger_conn_id=None, deferrable=True
-        )
+def come_to_an_end(gate, end=lambda task: None):
+    """Open a task of a campaign, and let it end as told while its ledger is gone."""
+    with opened(
+        send(), "release", sib_conn_id="sib_conversations_default", ledger_conn_id=None, deferrable=True
+    ) as task:
+        gate.shut()
+        end(task)
 
-    def test_a_task_keeps_its_result(self, gate, sib_sandbox):
-        with self.opened():
-            gate.shut()
+
+class TestAtItsEnd:
+    def test_a_task_keeps_its_result_and_says_that_the_pin_stays_behind(self, gate, sib_sandbox, logged):
+        come_to_an_end(gate)
+        assert "an older copy" in logged()
 
     def test_a_task_fails_for_its_own_reason(self, gate, sib_sandbox):
-        with pytest.raises(AirflowFailException, match="its own reason"), self.opened():
-            gate.shut()
+        def fail(_):
             raise ValueError("its own reason")
 
-    def test_a_task_is_deferred_as_it_meant_to_be(self, gate, sib_sandbox):
-        with pytest.raises(TaskDeferred) as deferred, self.opened() as task:
-            gate.shut()
-            task._defer(Wait("quota", 100.0, 1_900_000_000_000))
-        assert deferred.value.trigger.until == 1_900_000_000
+        with pytest.raises(AirflowFailException, match="its own reason"):
+            come_to_an_end(gate, fail)
 
-    def test_it_is_said_that_the_pin_was_not_brought_forward(self, gate, sib_sandbox, logged):
-        with self.opened():
-            gate.shut()
-        assert "an older copy" in logged()
+    def test_a_task_is_deferred_as_it_meant_to_be(self, gate, sib_sandbox):
+        with pytest.raises(TaskDeferred) as deferred:
+            come_to_an_end(gate, lambda task: task._defer(Wait("quota", 100.0, 1_900_000_000_000)))
+        assert deferred.value.trigger.until == 1_900_000_000
 
 
 class TestAtItsBegin:
