@@ -36,6 +36,7 @@ from airflow_provider_sib.campaign.ledger import (
 from airflow_provider_sib.campaign.sql_ledger import PATIENCE_SECONDS, SqlLedger, network_disk
 from airflow_provider_sib.campaign.sql_ledger.database import is_deadlock
 
+from .conftest import make_database
 from .test_ledger import audience, cycle, opened, people, result, rows, states, use
 
 if TYPE_CHECKING:
@@ -718,3 +719,39 @@ def test_who_vanishes_in_a_transaction_holds_its_locks_for_a_minute(server_house
         conn.exec_driver_sql("SELECT status FROM sib_campaign WHERE campaign = 'c' FOR UPDATE")
         assert not isinstance(other.set_status("c", CampaignStatus.PAUSED), Refusal)
         conn.invalidate()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rights"),
+    [
+        ("postgresql", "USAGE, CREATE ON SCHEMA {place}"),
+        ("mariadb", "SELECT, INSERT, UPDATE, DELETE, CREATE, INDEX ON {place}.*"),
+    ],
+)
+def test_its_user_needs_these_rights_at_most(kind: str, rights: str) -> None:
+    database, server, drop = make_database(kind)
+    place = drop.split()[2]
+    user = f"{place}_user"
+    url = database.url.set(username=user, password="secret", host="127.0.0.1")
+    postgresql = kind == "postgresql"
+    name = user if postgresql else f"'{user}'@'%%'"
+    with server.connect() as conn:
+        conn.exec_driver_sql(
+            f"CREATE ROLE {name} LOGIN PASSWORD 'secret'"
+            if postgresql
+            else f"CREATE USER {name} IDENTIFIED BY 'secret'"
+        )
+        try:
+            conn.exec_driver_sql(f"GRANT {rights.format(place=place)} TO {name}")
+            ledger = SqlLedger(url)
+            audience(ledger, people(1, 2), each_run=True)
+            claimed = cycle(ledger, 2).claimed
+            assert len(claimed) == 2
+            ledger.forget_visitor("v1")
+            ledger.set_status("c", CampaignStatus.ABORTED)
+            assert ledger.purge("c") is None
+            ledger.close()
+        finally:
+            conn.exec_driver_sql(drop)
+            conn.exec_driver_sql(f"DROP {'ROLE' if postgresql else 'USER'} {name}")
+    server.dispose()
