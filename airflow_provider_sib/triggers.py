@@ -188,9 +188,9 @@ class AgentOnlineTrigger(BaseTrigger):
 class CampaignTrigger(BaseTrigger):
     """Wait for a moment, for a campaign to be resumed, or to be aborted: whichever comes first.
 
-    Yields ``{"woken_by": "moment" | "status"}``. It reads the campaign's status in the ledger, and sends nothing. A
-    ledger that cannot be read from here (a file on the workers' machine, a database that is down) ends only the
-    watching: then the moment counts, or for a paused campaign a look by the task itself now and then.
+    Yields ``{"woken_by": "moment" | "status"}``. It reads the campaign's status in the ledger, and sends nothing.
+    While that cannot be read from here (a file on the workers' machine, a database that is down) the moment
+    counts, or for a paused campaign a look by the task itself now and then.
 
     :param campaign_id: the campaign.
     :param ledger_conn_id: Airflow connection of the ledger's database; None: the file in ``AIRFLOW_HOME``.
@@ -206,6 +206,7 @@ class CampaignTrigger(BaseTrigger):
         self.ledger_conn_id = ledger_conn_id
         self.ledger_id = ledger_id
         self.until = until
+        self._may_answer_later = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Give what makes this trigger anew elsewhere."""
@@ -232,6 +233,8 @@ class CampaignTrigger(BaseTrigger):
                 if until is not None and time.time() >= until:
                     yield TriggerEvent({"woken_by": "moment"})
                     return
+                if ledger is None and self._may_answer_later:
+                    ledger = await self._ledger()
                 if ledger is not None and await self._woken_by_status(ledger):
                     yield TriggerEvent({"woken_by": "status"})
                     return
@@ -240,6 +243,7 @@ class CampaignTrigger(BaseTrigger):
                 await asyncio.to_thread(ledger.close)
 
     async def _ledger(self) -> Ledger | None:
+        from airflow_provider_sib.campaign.ledger import LedgerUnavailable
         from airflow_provider_sib.hooks.campaign import LedgerPlace, open_to_watch
 
         try:
@@ -247,6 +251,7 @@ class CampaignTrigger(BaseTrigger):
             url = await place.aurl()
             return await asyncio.to_thread(open_to_watch, url, self.ledger_id)
         except Exception as error:  # noqa: BLE001 - whatever it is, waiting for the moment still works
+            self._may_answer_later = isinstance(error, LedgerUnavailable)
             self.log.warning(
                 "Campaign %s is not watched for pause and abort: %s: %s",
                 self.campaign_id,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -12,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_sib import triggers
 from airflow_provider_sib._compat import AirflowFailException
 from airflow_provider_sib.campaign.engine import Wait
 from airflow_provider_sib.campaign.ledger import LedgerUnavailable
 from airflow_provider_sib.delivery import LEDGER_PATIENCE_SECONDS
+from airflow_provider_sib.hooks import CampaignHook
 from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger
 from airflow_provider_sib.operators import SendCampaignOperator
 from airflow_provider_sib.operators.campaign import opened
+from airflow_provider_sib.triggers import CampaignTrigger
 
 from .campaign.conftest import make_database
 
@@ -177,3 +182,21 @@ class TestAtItsBegin:
         gate.shut()
         with pytest.raises(LedgerUnavailable):
             open_ledger(PLACE, to_send=False, sleep=pytest.fail)
+
+
+class TestWhileItIsDeferred:
+    async def test_a_trigger_that_began_in_an_outage_sees_the_status_afterwards(
+        self, gate, sib_sandbox, monkeypatch
+    ):
+        monkeypatch.setattr(triggers, "STATUS_INTERVAL_SECONDS", 0.05)
+        assert (await asyncio.to_thread(execute, send()))["totals"]["sent"] == 10
+        with CampaignHook() as campaigns:
+            ledger_id = campaigns.ledger.identity().ledger_id
+            gate.shut()
+            trigger = CampaignTrigger("release", "ledger", ledger_id, until=time.time() + 3600)
+            waiting = asyncio.create_task(anext(trigger.run()))
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            gate.open()
+            # Finished, which is no reason to go on waiting either.
+            assert (await asyncio.wait_for(waiting, 60)).payload == {"woken_by": "status"}
