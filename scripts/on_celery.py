@@ -28,7 +28,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -61,7 +61,6 @@ from demo import (
 from airflow_provider_sib.campaign.ledger import LedgerError
 from airflow_provider_sib.campaign.report import report
 from airflow_provider_sib.campaign.sql_ledger import SqlLedger
-from airflow_provider_sib.hooks.campaign import EXPORT_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -281,18 +280,19 @@ class OnCelery:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.screen.say("\n  Ending all processes.")
-        finally:  # also when the terminal is gone
-            if self._ledger is not None:
-                self._ledger.close()
-            self._end_processes()
-            if self._ledger_server is not None:
-                self._ledger_server.end()
+        ignore_signals()
+        # The last one first, and each of them whatever becomes of the others.
+        with ExitStack() as end:
+            end.callback(self._lock.close)
             if self._broker is not None:
-                self._broker.end()
-                self._drop_metadata()
-            self._lock.close()
+                end.callback(self._drop_metadata)
+                end.callback(self._broker.end)
+            if self._ledger_server is not None:
+                end.callback(self._ledger_server.end)
+            end.callback(self._end_processes)
+            if self._ledger is not None:
+                end.callback(self._ledger.close)
+            self.screen.say("\n  Ending all processes.")
 
     def _end_processes(self) -> None:
         """End all at once, since each has some seconds to go; the ledger's server is stopped in its own way."""
@@ -451,7 +451,7 @@ class OnCelery:
         deliveries = list(ledger.deliveries(CAMPAIGN_ID))
         with (HOME / "deliveries.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(EXPORT_COLUMNS[:4])
+            writer.writerow(("visitor_id", "once_key", "state", "reason"))
             writer.writerows(
                 (one.visitor_id, one.key, one.state.name.lower(), one.reason) for one in deliveries
             )
@@ -532,6 +532,8 @@ class OnCelery:
             # Not more often: on two cores the API server would do nothing else.
             if self._run is not None and time.monotonic() - self._looked_at >= LOOK_SECONDS:
                 self._look(self._run)
+            if self._state == "success" and not is_so():
+                raise DemoError(f"The run ended before {what}: this machine is too fast, or too slow.")
             waited = time.monotonic() - began
             if waited > most_seconds:
                 raise DemoError(f"{what}: not within {most_seconds:.0f} s. {self._task_says()}")
