@@ -355,8 +355,9 @@ def _on_postgresql(dbapi: Any, _: object) -> None:
             "SELECT set_config('synchronous_commit', 'on', false)"
             " WHERE current_setting('synchronous_commit') = 'off'"
         )
-        # A machine that lost its power, or a process that is suspended, would hold its locks for hours.
-        cursor.execute("SET lock_timeout = '30s'; SET idle_in_transaction_session_timeout = '60s'")
+        # A machine that lost its power, or a process that is suspended, would hold its locks for hours; so it is
+        # less than others wait for them.
+        cursor.execute("SET lock_timeout = '30s'; SET idle_in_transaction_session_timeout = '20s'")
 
 
 def _on_mysql(dbapi: Any, _: object) -> None:
@@ -365,7 +366,7 @@ def _on_mysql(dbapi: Any, _: object) -> None:
         # hold its locks for hours: MariaDB knows when a transaction is idle, MySQL only when a session is.
         cursor.execute(
             "SET time_zone = '+00:00', innodb_lock_wait_timeout = 30, wait_timeout = 300"
-            " /*M!100300 , idle_transaction_timeout = 60 */"
+            " /*M!100300 , idle_transaction_timeout = 20 */"
         )
 
 
