@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -249,7 +250,14 @@ class CampaignTrigger(BaseTrigger):
         try:
             place = LedgerPlace(self.ledger_conn_id)
             url = await place.aurl()
-            return await asyncio.to_thread(open_to_watch, url, self.ledger_id)
+            opening = asyncio.create_task(asyncio.to_thread(open_to_watch, url, self.ledger_id))
+            try:
+                return await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                # Its thread goes on, and nobody else would close what it opens.
+                with suppress(Exception):
+                    await asyncio.to_thread((await opening).close)
+                raise
         except Exception as error:  # noqa: BLE001 - whatever it is, waiting for the moment still works
             self._may_answer_later = isinstance(error, LedgerUnavailable)
             self.log.warning(
