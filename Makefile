@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test kill fuzz check format docs demo bench wheel constraints clean
+.PHONY: help setup test kill fuzz celery check format docs demo bench wheel constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -23,7 +23,11 @@ test: setup ## run the tests (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
 kill: setup ## the long tests: a sender killed 200 times in mid-sending (KILLS=…), Airflow killed in its campaign
-	SIB_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -m slow $(ARGS)
+	SIB_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -m slow --ignore tests/celery $(ARGS)
+
+celery: setup ## a campaign on Celery, whose worker, triggerer and ledger fail; PostgreSQL and Redis must run here
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --group celery
+	$(BIN)/python -m pytest -q -s -m slow tests/celery $(ARGS)
 
 fuzz: setup ## the state machines with 20,000 other examples each, drawn anew (EXAMPLES=…)
 	SIB_FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/campaign/test_campaign_model.py $(ARGS)
@@ -56,7 +60,7 @@ wheel: setup ## build the wheel into dist/
 
 constraints: setup ## resolve the pins in constraints.txt anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
-	  --upgrade --all-extras --group dev pyproject.toml -o constraints.txt
+	  --upgrade --all-extras --group dev --group celery pyproject.toml -o constraints.txt
 
 clean: ## remove what make made
-	rm -rf $(VENV) .demo .bench .docs dist build
+	rm -rf $(VENV) .demo .celery .bench .docs dist build
