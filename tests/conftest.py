@@ -54,6 +54,20 @@ def airflow_db() -> Path:
     return Path(_home) / "airflow.db"
 
 
+@pytest.fixture(autouse=True)
+def _leave_no_pins(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forget after each test which ledgers are the right ones: the next one begins as a new Airflow does."""
+    yield
+    if "airflow_db" in request.fixturenames:
+        from airflow.models import Variable
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            session.query(Variable).filter(
+                Variable.key.like("airflow\\_provider\\_sib\\_ledger\\_%", "\\")
+            ).delete(False)
+
+
 @pytest.fixture
 def campaigns(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CampaignHook]:
     """Give a ledger of the test's own, as an Airflow that has never sent has it, and the hook that looks at it."""

@@ -178,6 +178,30 @@ def test_the_pin_never_goes_back(home, sib_sandbox):
     ledger.close()
 
 
+def test_a_database_that_knows_nobody_is_refused_where_a_file_has_sent(home, monkeypatch, sib_sandbox):
+    """An Airflow that grows: its campaigns would begin anew in the database."""
+    from airflow.models import Variable
+
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_GROWN", json.dumps({"conn_type": "sqlite", "host": str(home / "grown.db")})
+    )
+    grown = LedgerPlace("grown")
+    open_ledger(FILE, to_send=True).close()
+    open_ledger(grown, to_send=True).close()  # nothing was sent yet, so nothing is forgotten
+    Variable.delete(grown.pin_key)
+
+    ledger = open_ledger(FILE, to_send=True)
+    deliver(ledger, visitors=TOLD)
+    pin_progress(ledger, FILE)
+    ledger.close()
+    with pytest.raises(AirflowFailException, match=r"begun 10 messages .* `.* ledger adopt .*grown`\.$"):
+        open_ledger(grown, to_send=True)
+    open_ledger(grown, to_send=False).close()
+    with CampaignHook("grown") as hook:
+        hook.adopt()
+    open_ledger(grown, to_send=True).close()
+
+
 def test_each_place_has_a_pin_of_its_own():
     assert LedgerPlace("a").pin_key != LedgerPlace("b").pin_key != FILE.pin_key
 

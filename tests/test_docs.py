@@ -425,6 +425,8 @@ def test_a_campaign_goes_on_in_another_ledger_without_those_whom_the_old_one_has
     monkeypatch.setenv(
         "AIRFLOW_CONN_NEW_LEDGER", json.dumps({"conn_type": "sqlite", "host": f"{tmp_path}/other.db"})
     )
+    with type(reader.campaigns)("new_ledger") as new:
+        new.adopt()
     elsewhere = f'ledger_conn_id="new_ledger", suppress="{reached}", audience='
     reader.last = reader.dag_of("announce_release", source.replace("audience=", elsewhere))
     reader.run()

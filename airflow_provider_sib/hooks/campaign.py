@@ -255,6 +255,7 @@ def open_ledger(
         if pin is not None:
             pin.check(identity, place)
         elif to_send:
+            _refuse_to_begin_anew(place, identity)
             Pin(identity.ledger_id, identity.claims).write(place)
             if (kept := Pin.read(place)) is None:
                 raise RuntimeError(f"Airflow did not keep the Variable {place.pin_key!r}; nothing is sent.")
@@ -263,6 +264,24 @@ def open_ledger(
         ledger.close()
         raise
     return ledger
+
+
+def _refuse_to_begin_anew(place: LedgerPlace, identity: Identity) -> None:
+    """Refuse a database's empty ledger where campaigns were sent with the one in a file, which it knows nothing of.
+
+    :raises AirflowFailException: with the way out.
+    """
+    if place.conn_id is None or identity.claims:
+        return
+    before = Pin.read(LedgerPlace(None))
+    if before is not None and before.claims:
+        raise AirflowFailException(
+            f"The ledger of connection {place.conn_id!r} is empty, and this Airflow has begun {before.claims:,} "
+            "messages with the one in a file: a campaign that goes on here would write to all its visitors again. "
+            "Nothing is sent. Let such campaigns finish with the file first, or leave out whom they have reached "
+            "(docs: Run on Celery or Kubernetes, From the file to a database); then run "
+            f"`{place.command('ledger', 'adopt')}`."
+        )
 
 
 def _open_in_time(place: LedgerPlace, sleep: Callable[[float], None], clock: Callable[[], float]) -> Ledger:
@@ -365,7 +384,7 @@ def pin_progress(ledger: Ledger, place: LedgerPlace) -> None:
 
     try:
         identity = ledger.identity()
-    except LedgerUnavailable as error:
+    except LedgerUnavailable as error:  # it must not hide what has ended the task
         log.warning("How far the ledger has come is not kept, by which an older copy would show. %s", error)
         return
     kept = Pin.read(place)

@@ -226,7 +226,7 @@ def opened(
     from airflow_provider_sib.api.errors import InvalidRequest
     from airflow_provider_sib.campaign.audience import AudienceError
     from airflow_provider_sib.campaign.engine import CampaignRefused, TooManyBadRows
-    from airflow_provider_sib.campaign.ledger import LedgerUnavailable, UnknownCampaign
+    from airflow_provider_sib.campaign.ledger import UnknownCampaign
     from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger, pin_progress
 
     place = LedgerPlace.configured(ledger_conn_id)
@@ -254,8 +254,6 @@ def opened(
     finally:
         try:
             pin_progress(ledger, place)
-        except LedgerUnavailable as error:  # it must not hide what has ended the task
-            operator.log.warning("%s", error)
         finally:
             ledger.close()
 
