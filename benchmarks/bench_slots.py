@@ -15,12 +15,11 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from demo import Airflow, Processes, Sandbox, call, environment, free_ports, write_configuration
+from trial import Processes, Trial, call
 
 VISITORS = 1000
 QUOTA = 100
@@ -82,35 +81,26 @@ def until(what: str, seconds: float, there: object) -> None:
 
 def measure(home: Path) -> dict[str, float]:
     """Run the campaign and give the figures."""
-    logs, dags = home / "output", home / "dags"
-    logs.mkdir()
+    dags = home / "dags"
     dags.mkdir()
     audience = home / "visitors.csv"
     audience.write_text("visitor_id\n" + "".join(f"visitor-{number}\n" for number in range(VISITORS)))
     (dags / "thousand.py").write_text(DAG.format(audience=audience))
-    sandbox_port, port, *log_ports = free_ports(4)
-    write_configuration(home=home, airflow=port, log_servers=(log_ports[0], log_ports[1]))
-    env = environment(home) | {"AIRFLOW__CORE__DAGS_FOLDER": str(dags)}
-    processes = Processes(uuid.uuid4().hex, logs)
-    try:
-        sandbox, airflow = Sandbox(sandbox_port), Airflow(port)
-        processes.start("sandbox", sandbox.command(QUOTA, HOUR_SECONDS), env)
-        processes.start("airflow", [sys.executable, "-m", "airflow", "standalone"], env)
-        until("Airflow is healthy", 180, airflow.is_healthy)
+    with Trial(home / "airflow", quota=QUOTA, hour_seconds=HOUR_SECONDS, dags=dags) as trial:
+        sandbox, airflow = trial.sandbox, trial.airflow
+        trial.start_all()
         airflow.connect(sandbox)
-        until("the DAG is known", 60, lambda: airflow.knows_dag("thousand"))
+        trial.wait_for_dag("thousand")
         airflow.unpause("thousand")
-        with Holding(processes) as holding:
+        with Holding(trial.processes) as holding:
             began = time.monotonic()
             run = airflow.trigger("thousand")
             until("the run ends", 900, lambda: airflow.state(run) in ("success", "failed"))
             lasted = time.monotonic() - began
         if airflow.state(run) != "success":
-            raise SystemExit(f"the run failed; see {logs}")
+            raise SystemExit(f"the run failed; see {trial.logs}")
         state = sandbox.summary()
         messages = call("GET", f"{sandbox.page}_sandbox/counts")["messages"]
-    finally:
-        processes.end()
     windows = state["quota"]["windows_opened"]
     # The first window's messages go at once, so the last window opens so many hours after the first.
     hours = windows - 1

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import signal
 import sqlite3
 import subprocess
@@ -21,15 +20,14 @@ import pytest
 from airflow_provider_sib.campaign.ledger import LedgerError
 from airflow_provider_sib.campaign.report import report
 from airflow_provider_sib.campaign.sql_ledger import SqlLedger
+from demo import CAMPAIGN_ID, HOME
+from trial import REPOSITORY, Processes, call
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc"),
 ]
 
-REPOSITORY = Path(__file__).parent.parent.parent
-DEMO = runpy.run_path(str(REPOSITORY / "scripts" / "demo.py"))
-HOME = DEMO["HOME"]
 VISITORS = 64
 IN_FLIGHT = 8
 
@@ -64,7 +62,7 @@ def answer_slowly(log, demo):
     """Let the sandbox take a second for each answer, so that sending takes long enough to be hit."""
     address = re.compile(r"sandbox .*(http://\S+/)$", re.MULTILINE)
     found = wait_for(lambda: address.search(log.read_text()), seconds=60, demo=demo)
-    DEMO["call"]("POST", f"{found[1]}_sandbox/faults", {"kind": "latency", "seconds": 1})
+    call("POST", f"{found[1]}_sandbox/faults", {"kind": "latency", "seconds": 1})
 
 
 def is_sending():
@@ -73,7 +71,7 @@ def is_sending():
         return False
     try:
         with closing(SqlLedger(f"sqlite:///{HOME / 'sib_ledger.db'}")) as ledger:
-            found = report(ledger, DEMO["CAMPAIGN_ID"])
+            found = report(ledger, CAMPAIGN_ID)
     except LedgerError:
         return False
     return found.sent >= IN_FLIGHT and found.sending > 0
@@ -101,7 +99,7 @@ def airflow_alone(demo):
 
 def all_but_the_sandbox(demo):
     """Find all that a machine without power takes down: Airflow and its tasks, first what would start others."""
-    pids = DEMO["Processes"](str(HOME), HOME / "logs").left()
+    pids = Processes(str(HOME), HOME / "logs").left()
     mine = [pid for pid in pids if b"airflow_provider_sib.sandbox" not in command_of(pid)]
     return sorted(mine, key=lambda pid: pid not in airflow_alone(demo))
 

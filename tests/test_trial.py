@@ -1,12 +1,10 @@
-"""The demo's own parts: its visitors, its ports, its configuration, and that it leaves no process behind.
+"""The parts of a trial: its visitors, its ports, its configuration, and that it leaves no process behind.
 
-The demo as a whole is run by `make demo ONCE=1`.
+As a whole it is run by `make demo ONCE=1` and by the tests in the browser.
 """
 
 from __future__ import annotations
 
-import csv
-import importlib.util
 import json
 import os
 import re
@@ -21,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+import trial
 
 # A process that doesn't heed SIGTERM, and starts one in a session of its own that doesn't either.
 STUBBORN = """
@@ -34,28 +32,14 @@ time.sleep(60)
 """
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(
-        f"demo_script_{name}", REPOSITORY / "scripts" / f"{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-demo = load("demo")
-
-
 @pytest.fixture(scope="module")
 def visitors():
-    with demo.VISITORS.open(encoding="utf-8", newline="") as rows:
-        return list(csv.DictReader(rows))
+    return trial.visitors()
 
 
 @pytest.fixture
 def processes(tmp_path):
-    started = demo.Processes(str(tmp_path), tmp_path)
+    started = trial.Processes(str(tmp_path), tmp_path)
     yield started
     started.end(grace_seconds=0)
 
@@ -98,7 +82,7 @@ class TestVisitors:
 
 
 def test_free_ports_are_different_and_can_be_had():
-    ports = demo.free_ports(5)
+    ports = trial.free_ports(5)
     assert len(set(ports)) == 5
     for port in ports:
         with socket.socket() as one:
@@ -128,11 +112,11 @@ class TestEnding:
         processes.end(grace_seconds=0.1)
         assert not runs(child)
 
-    def test_ends_what_an_earlier_demo_left_in_the_same_folder_and_no_other(self, processes, tmp_path):
+    def test_ends_what_an_earlier_one_left_in_the_same_folder_and_no_other(self, processes, tmp_path):
         parent, child = self.start(processes, tmp_path)
-        demo.Processes(f"{tmp_path}-other", tmp_path).end(grace_seconds=0)
+        trial.Processes(f"{tmp_path}-other", tmp_path).end(grace_seconds=0)
         assert runs(child)
-        demo.Processes(str(tmp_path), tmp_path).end(grace_seconds=0)
+        trial.Processes(str(tmp_path), tmp_path).end(grace_seconds=0)
         parent.wait()
         assert not runs(child)
 
@@ -146,7 +130,7 @@ class TestEnding:
 def test_configuration_is_for_its_owner_only_and_survives_a_percent_sign_in_the_path(tmp_path):
     home = tmp_path / "100%"
     home.mkdir()
-    demo.write_configuration(home=home, airflow=1, log_servers=(2, 3))
+    trial.write_configuration(home=home, airflow=1, log_servers=(2, 3))
     assert stat.S_IMODE((home / "airflow.cfg").stat().st_mode) == 0o600
     read = ConfigParser()
     read.read(home / "airflow.cfg")
@@ -154,13 +138,13 @@ def test_configuration_is_for_its_owner_only_and_survives_a_percent_sign_in_the_
     assert read["api"]["port"] == "1"
 
 
-def test_the_callers_own_airflow_settings_and_proxies_do_not_reach_the_demo(tmp_path, monkeypatch):
+def test_the_callers_own_airflow_settings_and_proxies_do_not_reach_the_trial(tmp_path, monkeypatch):
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     monkeypatch.setenv("AIRFLOW_CONN_SIB_CONVERSATIONS_DEFAULT", "http://elsewhere")
     monkeypatch.setenv("No_Proxy", "elsewhere")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("LANG", "C.UTF-8")
-    given = demo.environment(tmp_path)
+    given = trial.environment(tmp_path)
     assert {name for name in given if name.startswith("AIRFLOW")} == {"AIRFLOW_HOME"}
     assert {"No_Proxy", "PYTHONDONTWRITEBYTECODE"} & given.keys() == set()
     assert given["no_proxy"] == given["NO_PROXY"] == "127.0.0.1,localhost"
@@ -195,7 +179,7 @@ FAILED = task_line(
 def test_of_a_log_the_lines_that_tell_what_went_wrong_are_shown(tmp_path, lines, shown, not_shown):
     log = tmp_path / "a.log"
     log.write_text("\n".join(lines))
-    text = demo.last_lines(log)
+    text = trial.last_lines(log)
     assert shown in text
     assert not_shown not in text
-    assert len(text.splitlines()) <= demo.ERROR_LINES
+    assert len(text.splitlines()) <= trial.ERROR_LINES
