@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test kill fuzz celery check format docs demo bench wheel constraints clean
+.PHONY: help setup test browser kill fuzz celery check format docs demo bench wheel constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -21,6 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup ## run the tests (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+browser: setup ## the tests in the browser alone (SIB_AIRFLOW_PYTHON=… names another Airflow's python)
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 kill: setup ## the long tests: a sender killed 200 times in mid-sending (KILLS=…), Airflow killed in its campaign
 	SIB_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -m slow --ignore tests/celery $(ARGS)
@@ -63,4 +66,4 @@ constraints: setup ## resolve the pins in constraints.txt anew
 	  --upgrade --all-extras --group dev --group celery pyproject.toml -o constraints.txt
 
 clean: ## remove what make made
-	rm -rf $(VENV) .demo .celery .bench .docs dist build
+	rm -rf $(VENV) .demo .browser .celery .bench .docs dist build

@@ -40,7 +40,7 @@ API_KEY = "xkeysib-sandbox"  # the sandbox's own default
 MARKER = "SIB_TRIAL"
 
 SANDBOX_START_SECONDS = 20
-AIRFLOW_START_SECONDS = 180
+AIRFLOW_START_SECONDS = 300
 POLL_SECONDS = 0.5
 UNDER_WAY = ("scheduled", "queued", "running", "deferred", "up_for_retry", "restarting")
 # Airflow has nothing to save: its home is made anew.
@@ -346,6 +346,7 @@ def write_configuration(*, home: Path, airflow: int, log_servers: tuple[int, int
             "dags_folder": dags,
             "load_examples": False,
             "test_connection": "Enabled",
+            "parallelism": 4,  # a process each
             "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             # It listens on the loopback address only, and there are just the sandbox's visitors to be seen.
             "simple_auth_manager_all_admins": True,
@@ -363,7 +364,7 @@ def write_configuration(*, home: Path, airflow: int, log_servers: tuple[int, int
             "worker_log_server_port": log_servers[0],
             "trigger_log_server_port": log_servers[1],
         },
-        "dag_processor": {"min_file_process_interval": 5, "refresh_interval": 10},
+        "dag_processor": {"min_file_process_interval": 30, "refresh_interval": 10},
         # What a crash left behind is noticed within seconds instead of minutes: on one machine that is safe.
         "scheduler": {
             "orphaned_tasks_check_interval": 10,
