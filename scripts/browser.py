@@ -9,8 +9,11 @@ import re
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import FrameLocator, expect, sync_playwright
+
+from trial import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTH, HEIGHT = 1280, 900
 # Airflow's pages load some megabytes of script, and every part of it may share two cores with all the others.
-PATIENCE_MS = 30_000
+PATIENCE_MS = 120_000
 
 
 @contextmanager
@@ -117,3 +120,41 @@ class AirflowPages:
         notice = self.page.get_by_role("status").filter(has_text=re.compile("Test Connection"))
         expect(notice).to_be_visible()
         return notice
+
+    def trigger(self, dag_id: str, **parameters: str) -> Run:
+        """Start a run of a DAG that has one task at least, by the button on its page.
+
+        :param parameters: of the DAG, as they are typed.
+        """
+        self.open(f"/dags/{dag_id}")
+        self.page.get_by_role("button", name="Trigger").first.click()
+        dialog = self.page.get_by_role("dialog")
+        for name, value in parameters.items():
+            dialog.get_by_role("group").filter(has_text=name).get_by_role("textbox").fill(value)
+        dialog.get_by_role("button", name="Trigger", exact=True).click()
+        self.page.wait_for_url("**/runs/**")
+        return Run(dag_id, unquote(self.page.url.rpartition("/runs/")[2]))
+
+    def open_task(self, run: Run, task_id: str) -> None:
+        """Go to the details of a task."""
+        self.open(f"/dags/{run.dag_id}/runs/{run.run_id}/tasks/{task_id}/details")
+
+    def open_campaigns(self) -> FrameLocator:
+        """Go to the list of campaigns by Airflow's menu.
+
+        :return: what is in Airflow's frame.
+        """
+        self.open("/")
+        self.page.get_by_role("button", name="Browse").click()
+        self.page.get_by_role("menuitem", name="Brevo campaigns").click()
+        return self.page.frame_locator("iframe")
+
+    def open_campaign(self, campaign_id: str) -> FrameLocator:
+        """Go to a campaign by the list, as soon as it is there.
+
+        :return: what is in Airflow's frame.
+        """
+        frame = self.open_campaigns()
+        frame.get_by_role("link", name=campaign_id, exact=True).click()
+        expect(frame.get_by_role("heading", name=campaign_id)).to_be_visible()
+        return frame

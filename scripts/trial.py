@@ -176,7 +176,7 @@ def call(method: str, url: str, body: Any = None, *, token: str | None = None) -
         headers["authorization"] = f"Bearer {token}"
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310  the trial's own addresses
-    with _http.open(request, timeout=20) as response:
+    with _http.open(request, timeout=60) as response:
         content = response.read()
     return json.loads(content) if content else None
 
@@ -364,7 +364,8 @@ def write_configuration(*, home: Path, airflow: int, log_servers: tuple[int, int
             "worker_log_server_port": log_servers[0],
             "trigger_log_server_port": log_servers[1],
         },
-        "dag_processor": {"min_file_process_interval": 30, "refresh_interval": 10},
+        # A file that changes is read again at once; to read all others again and again would cost half a core.
+        "dag_processor": {"min_file_process_interval": 3600, "refresh_interval": 10},
         # What a crash left behind is noticed within seconds instead of minutes: on one machine that is safe.
         "scheduler": {
             "orphaned_tasks_check_interval": 10,

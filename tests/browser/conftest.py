@@ -41,7 +41,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def trial(browser: Browser) -> Iterator[Trial]:
     """Start a sandbox and an Airflow; of the module only, since they would slow down all other tests."""
-    with Trial(KEPT / "airflow", quota=40, hour_seconds=20, python=PYTHON) as started:
+    with Trial(KEPT / "airflow", quota=50, hour_seconds=30, python=PYTHON) as started:
         started.start_all()
         yield started
 
