@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test browser kill fuzz celery check format docs demo bench wheel constraints clean
+.PHONY: help setup test browser kill fuzz celery check format docs demo screenshots bench wheel constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -52,6 +52,9 @@ docs: setup ## build the documentation into .docs/html, from this repository alo
 
 demo: setup ## a sandbox, a real Airflow and an announcement; until Ctrl-C, or to its end with ONCE=1
 	@$(BIN)/python scripts/demo.py $(if $(ONCE),--once)
+
+screenshots: setup ## make the documentation's pictures anew, into docs/images/
+	@$(BIN)/python scripts/screenshots.py
 
 bench: setup ## measure: a table each, and JSON in .bench/ (ONLY=ledger for one of them)
 	@mkdir -p .bench

@@ -135,13 +135,12 @@ def main() -> int:
 
     :return: the exit status: 0, or 1 when one could not be made.
     """
+    print("Starting a sandbox and an Airflow; then come the pictures.", flush=True)
     IMAGES.mkdir(exist_ok=True)
     try:
         with (
             chromium() as browser,
-            Trial(
-                REPOSITORY / ".browser" / "airflow", quota=QUOTA, hour_seconds=HOUR_SECONDS, tell=print
-            ) as trial,
+            Trial(REPOSITORY / ".browser" / "airflow", quota=QUOTA, hour_seconds=HOUR_SECONDS) as trial,
         ):
             trial.start_all()
             trial.sandbox.greet(visitors())
