@@ -24,12 +24,6 @@ KEPT = REPOSITORY / ".browser"
 PYTHON = Path(os.environ.get("SIB_AIRFLOW_PYTHON", sys.executable))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.browser)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:

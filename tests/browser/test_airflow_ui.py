@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from trial import Run, Trial
 
+pytestmark = pytest.mark.browser
+
 RESTRICTED_KEY = "xkeysib-restricted"
 DAG_ID, TASK_ID = "announce_release", "announce"
 VISITORS = visitors()
