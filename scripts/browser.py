@@ -158,3 +158,15 @@ class AirflowPages:
         frame.get_by_role("link", name=campaign_id, exact=True).click()
         expect(frame.get_by_role("heading", name=campaign_id)).to_be_visible()
         return frame
+
+    def follow(self, link: Locator) -> Page:
+        """Click a link, which on Airflow 3.1 opens a window of its own.
+
+        :return: the page it leads to.
+        """
+        if link.get_attribute("target") != "_blank":
+            link.click()
+            return self.page
+        with self.page.expect_popup() as opened:
+            link.click()
+        return opened.value
