@@ -34,33 +34,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
-from demo import (
-    AIRFLOW_START_SECONDS,
-    CAMPAIGN_ID,
-    DAG_ID,
-    REPOSITORY,
-    SANDBOX_START_SECONDS,
-    SIGNALS,
-    VISITORS,
-    Airflow,
-    DemoError,
-    Processes,
-    Run,
-    Sandbox,
-    Screen,
-    call,
-    environment,
-    free_ports,
-    ignore_signals,
-    last_lines,
-    reached,
-    task_log,
-    write_configuration,
-)
 
 from airflow_provider_sib.campaign.ledger import LedgerError
 from airflow_provider_sib.campaign.report import report
 from airflow_provider_sib.campaign.sql_ledger import SqlLedger
+from demo import CAMPAIGN_ID, DAG_ID, SIGNALS, Screen, ignore_signals, task_log
+from trial import (
+    AIRFLOW_START_SECONDS,
+    REPOSITORY,
+    SANDBOX_START_SECONDS,
+    VISITORS,
+    Airflow,
+    Processes,
+    Run,
+    Sandbox,
+    TrialError,
+    call,
+    environment,
+    free_ports,
+    last_lines,
+    reached,
+    write_configuration,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +98,7 @@ class LedgerServer:
         found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
         found += [Path(path).parent for path in [shutil.which("initdb")] if path]
         if not found:
-            raise DemoError(
+            raise TrialError(
                 "PostgreSQL's programs are not here: initdb is neither in PATH nor in Debian's place."
             )
         self._bin = max(found, key=lambda path: path.parent.name.zfill(4))
@@ -131,7 +126,7 @@ class LedgerServer:
         initdb = [*self._as_user, str(self._bin / "initdb"), *options, str(self._folder / "data")]
         done = subprocess.run(initdb, capture_output=True, text=True, check=False, cwd="/")  # noqa: S603
         if done.returncode:
-            raise DemoError(f"initdb failed: {done.stderr.strip()}")
+            raise TrialError(f"initdb failed: {done.stderr.strip()}")
         self.start()
         with administration(self.url("postgres").set(database="postgres")) as server:
             server.exec_driver_sql(f"CREATE ROLE {LEDGER_USER} LOGIN")
@@ -149,7 +144,7 @@ class LedgerServer:
         began = time.monotonic()
         while not answers(self.url("postgres").set(database="postgres")):
             if self._server.poll() is not None or time.monotonic() - began > MOST_SECONDS:
-                raise DemoError(
+                raise TrialError(
                     f"The ledger's server did not start:\n{last_lines(HOME / 'logs' / 'ledger.log')}"
                 )
             time.sleep(0.1)
@@ -178,13 +173,13 @@ class LedgerServer:
 def administration(url: sa.engine.URL) -> Any:
     """Connect to a server outside of transactions, as a context manager.
 
-    :raises DemoError: when it does not answer.
+    :raises TrialError: when it does not answer.
     """
     engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
     try:
         return closing(engine.connect())
     except sa.exc.OperationalError as error:
-        raise DemoError(f"No PostgreSQL answers at {url.render_as_string()}: {error.orig}") from error
+        raise TrialError(f"No PostgreSQL answers at {url.render_as_string()}: {error.orig}") from error
 
 
 def answers(url: sa.engine.URL) -> bool:
@@ -192,7 +187,7 @@ def answers(url: sa.engine.URL) -> bool:
     try:
         with administration(url):
             return True
-    except DemoError:
+    except TrialError:
         return False
 
 
@@ -214,8 +209,8 @@ class Broker:
                     self._database, self.url = database, f"{BROKER}/{number}"
                     return
         except redis.ConnectionError as error:
-            raise DemoError(f"No Redis answers at {BROKER}: {error}") from error
-        raise DemoError(f"No database of {BROKER} is empty.")
+            raise TrialError(f"No Redis answers at {BROKER}: {error}") from error
+        raise TrialError(f"No database of {BROKER} is empty.")
 
     def end(self) -> None:
         """Leave it empty."""
@@ -269,7 +264,7 @@ class OnCelery:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DemoError("One already runs in this folder: stop it with Ctrl-C first.") from None
+            raise TrialError("One already runs in this folder: stop it with Ctrl-C first.") from None
         self._end_processes()  # of one that was killed
         for path in HOME.iterdir():
             if path.is_dir():
@@ -320,7 +315,9 @@ class OnCelery:
         self._write_dag()
         migrate = [str(Path(sys.executable).with_name("airflow")), "db", "migrate"]
         if self._machines["scheduler"].start("migrate", migrate, self._env).wait():
-            raise DemoError(f"Airflow's database can't be made:\n{last_lines(HOME / 'logs' / 'migrate.log')}")
+            raise TrialError(
+                f"Airflow's database can't be made:\n{last_lines(HOME / 'logs' / 'migrate.log')}"
+            )
         self.screen.phase("Airflow's database", began, f"{self._metadata.database}, {self._broker.url}")
         for name in self._commands:
             self._start(name)
@@ -387,7 +384,7 @@ class OnCelery:
     def run(self) -> None:
         """Run the DAG to its end, and let one machine after the other fail in the worst moment.
 
-        :raises DemoError: when the run fails, or doesn't end.
+        :raises TrialError: when the run fails, or doesn't end.
         """
         call("POST", f"{self.sandbox.page}_sandbox/faults", {"kind": "latency", "seconds": ANSWER_SECONDS})
         began = time.monotonic()
@@ -443,7 +440,7 @@ class OnCelery:
     def show(self) -> dict[str, float]:
         """Keep and show what the sandbox received, and what the ledger says of it.
 
-        :raises DemoError: when somebody got two messages or is lost, or more are in doubt than may be.
+        :raises TrialError: when somebody got two messages or is lost, or more are in doubt than may be.
         """
         messages = self.sandbox.messages()
         (HOME / "messages.json").write_text(json.dumps(messages), encoding="utf-8")
@@ -476,7 +473,7 @@ class OnCelery:
         self.screen.say("\n  " + "".join(f"{name:>11}" for name in table))
         self.screen.say("  " + "".join(f"{number:>11,}" for number in table.values()))
         if table["twice"] or table["lost"] or table["in doubt"] > IN_FLIGHT:
-            raise DemoError(
+            raise TrialError(
                 "Nobody may be written to twice or be lost, and a killed sender leaves eight doubts at most."
             )
         return table
@@ -521,22 +518,24 @@ class OnCelery:
     def _until(self, what: str, most_seconds: float, is_so: Callable[[], Any]) -> Any:
         """Wait for something, and watch meanwhile.
 
-        :raises DemoError: when it does not come, the run failed, or a process ended of itself.
+        :raises TrialError: when it does not come, the run failed, or a process ended of itself.
         """
         began = time.monotonic()
         while not (found := is_so()):
             for name, process in self._running.items():
                 if process.poll() is not None:
                     log = HOME / "logs" / f"{name}.log"
-                    raise DemoError(f"{name} ended with {process.returncode}. {log} says:\n{last_lines(log)}")
+                    raise TrialError(
+                        f"{name} ended with {process.returncode}. {log} says:\n{last_lines(log)}"
+                    )
             # Not more often: on two cores the API server would do nothing else.
             if self._run is not None and time.monotonic() - self._looked_at >= LOOK_SECONDS:
                 self._look(self._run)
             if self._state == "success" and not is_so():
-                raise DemoError(f"The run ended before {what}: this machine is too fast, or too slow.")
+                raise TrialError(f"The run ended before {what}: this machine is too fast, or too slow.")
             waited = time.monotonic() - began
             if waited > most_seconds:
-                raise DemoError(f"{what}: not within {most_seconds:.0f} s. {self._task_says()}")
+                raise TrialError(f"{what}: not within {most_seconds:.0f} s. {self._task_says()}")
             self.screen.progress(f"  waiting for {what}: {self._standing() if self._run else 'starting'}")
             time.sleep(POLL_SECONDS)
         return found
@@ -544,7 +543,7 @@ class OnCelery:
     def _look(self, run: Run) -> None:
         """See where the run's task is."""
         if reached(partial(self.airflow.state, run)) == "failed":
-            raise DemoError(f"The run failed. {self._task_says()}")
+            raise TrialError(f"The run failed. {self._task_says()}")
         before = self._state
         tasks = reached(self.airflow.tasks)
         if tasks:
@@ -583,7 +582,7 @@ def main() -> int:
             celery.start()
             celery.run()
             celery.show()
-    except DemoError as error:
+    except TrialError as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
         return 1
     except SystemExit as told:
