@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test browser kill fuzz celery check format docs demo screenshots bench wheel constraints clean
+.PHONY: help setup test browser kill fuzz celery matrix check format docs demo screenshots bench wheel constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -34,6 +34,9 @@ celery: setup ## a campaign on Celery, whose worker, triggerer and ledger fail; 
 
 fuzz: setup ## the state machines with 20,000 other examples each, drawn anew (EXAMPLES=…)
 	SIB_FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/campaign/test_campaign_model.py $(ARGS)
+
+matrix: setup ## run the tests on every supported Airflow and Python (ONLY=3.1.8 PY=3.11 for one of them)
+	$(BIN)/python scripts/matrix.py $(addprefix --only ,$(ONLY)) $(addprefix --python ,$(PY)) $(if $(ARGS),-- $(ARGS))
 
 check: setup ## formatting, lint, types, layers, the README's links
 	$(BIN)/ruff format --check
@@ -69,4 +72,4 @@ constraints: setup ## resolve the pins in constraints.txt anew
 	  --upgrade --all-extras --group dev --group celery pyproject.toml -o constraints.txt
 
 clean: ## remove what make made
-	rm -rf $(VENV) .demo .browser .celery .bench .docs dist build
+	rm -rf $(VENV) .demo .browser .celery .bench .docs .matrix dist build
