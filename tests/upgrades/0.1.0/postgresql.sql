@@ -1,0 +1,36 @@
+CREATE TABLE IF NOT EXISTS sib_meta (
+k VARCHAR(255) NOT NULL PRIMARY KEY, v TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS sib_campaign (
+campaign VARCHAR(255) NOT NULL PRIMARY KEY, part BIGINT NOT NULL, binding TEXT NOT NULL,
+each_run SMALLINT NOT NULL, status VARCHAR(16) NOT NULL, revision INTEGER NOT NULL,
+digest VARCHAR(255) NOT NULL, settings TEXT NOT NULL, memo TEXT NOT NULL, enrolled_at_ms BIGINT,
+total BIGINT NOT NULL, duplicates BIGINT NOT NULL, bad_rows BIGINT NOT NULL,
+fraction DOUBLE PRECISION NOT NULL, limit_rank BIGINT, claims BIGINT NOT NULL, zones TEXT NOT NULL,
+created_at_ms BIGINT NOT NULL, last_seen_ms BIGINT, next_wake_ms BIGINT, sweep_at_ms BIGINT,
+editor BIGINT NOT NULL, editor_until_ms BIGINT NOT NULL);
+CREATE TABLE IF NOT EXISTS sib_text (
+campaign VARCHAR(255) NOT NULL, revision INTEGER NOT NULL, digest VARCHAR(255) NOT NULL,
+body TEXT NOT NULL, at_ms BIGINT NOT NULL, PRIMARY KEY (campaign, revision));
+CREATE TABLE IF NOT EXISTS sib_part (
+part BIGINT NOT NULL PRIMARY KEY, campaign VARCHAR(255) NOT NULL, state VARCHAR(8) NOT NULL,
+lease_ms BIGINT NOT NULL);
+CREATE TABLE IF NOT EXISTS sib_delivery (
+part BIGINT NOT NULL, seq BIGINT NOT NULL, zone INTEGER NOT NULL, state SMALLINT NOT NULL,
+visitor VARCHAR(255), once_key TEXT NOT NULL, variant VARCHAR(255) NOT NULL, locale VARCHAR(255),
+vars TEXT, claim BIGINT NOT NULL DEFAULT 0, lease_ms BIGINT NOT NULL DEFAULT 0,
+revision INTEGER NOT NULL DEFAULT 0, text_hash VARCHAR(255), message VARCHAR(255),
+reason VARCHAR(255), at_ms BIGINT NOT NULL, PRIMARY KEY (part, seq));
+CREATE INDEX IF NOT EXISTS sib_delivery_todo ON sib_delivery (part, state, zone, seq);
+CREATE TABLE IF NOT EXISTS sib_message (
+part BIGINT NOT NULL, seq BIGINT NOT NULL, message VARCHAR(255) NOT NULL,
+PRIMARY KEY (part, seq, message));
+CREATE TABLE IF NOT EXISTS sib_suppress (
+scope VARCHAR(255) NOT NULL, hash CHAR(32) NOT NULL, visitor VARCHAR(255), reason VARCHAR(255) NOT NULL,
+at_ms BIGINT NOT NULL, gen BIGINT NOT NULL, PRIMARY KEY (scope, hash));
+CREATE TABLE IF NOT EXISTS sib_touch (
+grp VARCHAR(255) NOT NULL, hash CHAR(32) NOT NULL, part BIGINT NOT NULL, seq BIGINT NOT NULL,
+at_ms BIGINT NOT NULL, PRIMARY KEY (part, seq));
+CREATE INDEX IF NOT EXISTS sib_touch_seen ON sib_touch (grp, hash, at_ms);
+CREATE TABLE IF NOT EXISTS sib_quota (
+account VARCHAR(255) NOT NULL, bucket VARCHAR(64) NOT NULL, doc TEXT NOT NULL,
+PRIMARY KEY (account, bucket));
