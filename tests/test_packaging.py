@@ -1,9 +1,12 @@
-"""What the wheel holds: what users install."""
+"""What the wheel and the source archive hold, and that the wheel works with nothing but what it declares."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,17 +15,26 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
+def build(kind: str, tree: Path, folder: Path) -> Path:
+    """Build a ``wheel`` or an ``sdist`` of a tree; give its file."""
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=REPOSITORY,
+        [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)],
+        cwd=tree,
         check=True,
         capture_output=True,
     )
-    (file,) = folder.glob("*.whl")
-    return zipfile.ZipFile(file)
+    (file,) = folder.iterdir()
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel_file(tmp_path_factory) -> Path:
+    return build("wheel", REPOSITORY, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file) -> zipfile.ZipFile:
+    return zipfile.ZipFile(wheel_file)
 
 
 def tracked(under: str) -> set[str]:
@@ -49,6 +61,79 @@ def test_airflow_and_pytest_find_their_entry_points(wheel):
     text = wheel.read(name).decode()
     assert "provider_info = airflow_provider_sib.provider_info:get_provider_info" in text
     assert "sib_sandbox = airflow_provider_sib.pytest_plugin" in text
+
+
+def test_what_the_source_archive_builds_is_the_same_wheel(wheel, tmp_path):
+    with tarfile.open(build("sdist", REPOSITORY, tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path / "tree", filter="data")
+    (tree,) = (tmp_path / "tree").iterdir()
+    again = zipfile.ZipFile(build("wheel", tree, tmp_path / "wheel"))
+    assert {file.filename: file.CRC for file in again.infolist()} == {
+        file.filename: file.CRC for file in wheel.infolist()
+    }
+
+
+@pytest.fixture(scope="module")
+def bare(wheel_file, tmp_path_factory) -> Path:
+    """Install the wheel alone, beside the Airflow that is here, with its dependencies as they are here."""
+    folder = tmp_path_factory.mktemp("bare")
+    uv = [sys.executable, "-m", "uv", "--quiet"]
+    known = subprocess.run(
+        [*uv, "pip", "freeze", "--python", sys.executable, "--exclude-editable"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (folder / "constraints.txt").write_text(known.stdout)
+    subprocess.run([*uv, "venv", "--python", sys.executable, str(folder / "venv")], check=True)
+    python = folder / "venv" / "bin" / "python"
+    given = [str(wheel_file), "--constraint", str(folder / "constraints.txt")]
+    subprocess.run([*uv, "pip", "install", "--python", str(python), *given], check=True)
+    return python
+
+
+def said(python: Path, *words: str) -> str:
+    """Run a Python that is not told of this repository; give its last line."""
+    unwanted = ("AIRFLOW__", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    done = subprocess.run(
+        [str(python), *words],
+        cwd=python.parent,
+        env={name: value for name, value in os.environ.items() if not name.startswith(unwanted)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+INSPECT = """
+import importlib, importlib.util, json, pkgutil
+import airflow_provider_sib as ours
+from airflow.providers_manager import ProvidersManager
+
+absent = [name for name in ("pytest", "psycopg2", "pymysql", "hypothesis") if importlib.util.find_spec(name)]
+# For tests of one's own DAGs: pytest itself loads it.
+not_ours_to_import = {"airflow_provider_sib.pytest_plugin"}
+names = {module.name for module in pkgutil.walk_packages(ours.__path__, "airflow_provider_sib.")}
+for name in names - not_ours_to_import:
+    importlib.import_module(name)
+hook = ProvidersManager().hooks["sib_conversations"]
+print(json.dumps({"there": absent, "modules": len(names), "file": ours.__file__, "hook": hook.hook_class_name}))
+"""
+
+
+def test_with_nothing_but_what_it_declares_every_module_is_imported_and_airflow_knows_it(bare):
+    told = json.loads(said(bare, "-c", INSPECT).splitlines()[-1])
+    assert told["there"] == []
+    assert told["modules"] > 50
+    assert Path(told["file"]).is_relative_to(bare.parent.parent)
+    assert told["hook"] == "airflow_provider_sib.hooks.SibConversationsHook"
+
+
+def test_with_nothing_but_what_it_declares_its_commands_and_airflows_work(bare):
+    assert "campaigns" in said(bare, "-m", "airflow_provider_sib", "--help")
+    assert "airflow-provider-sib" in said(bare, "-m", "airflow", "providers", "list")
 
 
 def test_no_file_names_the_host_of_a_registry():
