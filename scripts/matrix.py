@@ -24,7 +24,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent
 WORKPLACE = REPOSITORY / ".matrix"
 PYTHONS = ("3.11", "3.12", "3.13")
+NEWEST = "newest"
+"""Row of the newest Airflow there is, pre-releases included."""
 ABSENT = "not on this machine"
+LINES_SHOWN = 40
+"""Of a failed pair's log; at its end pytest names what failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +53,7 @@ ROWS = {
     "3.1.8": Row(("apache-airflow==3.1.8", "SQLAlchemy==1.4.54"), AS_OF_3_1_8),
     "3.2.2": Row(("apache-airflow==3.2.2",), ("--exclude-newer", "2026-05-30")),
     "3.3.2": Row(("apache-airflow==3.3.2",), ("--constraint", "constraints.txt")),
-    # A pre-release in the bound lets uv choose pre-releases of these packages, and of no others.
-    "newest": Row(
-        tuple(
-            f"{name}>={oldest}a0"
-            for name, oldest in (
-                ("apache-airflow", "3.3"),
-                ("apache-airflow-core", "3.3"),
-                ("apache-airflow-task-sdk", "1.3"),
-            )
-        )
-    ),
+    NEWEST: Row(()),
 }
 
 
@@ -103,13 +97,14 @@ def uv(*words: str) -> list[str]:
     return [sys.executable, "-m", "uv", "--quiet", *words]
 
 
-def install(row: Row, folder: Path, python: str, log: Path) -> str:
+def install(name: str, folder: Path, python: str, log: Path) -> str:
     """Make the venv of a pair anew; return its Python.
 
     :raises subprocess.CalledProcessError: when nothing fits, or an installation fails; the log says why.
     """
     mine = str(folder / "bin" / "python")
-    asked = [*row.requirements, *row.options]
+    row = ROWS[name]
+    asked = [*(newest() if name == NEWEST else row.requirements), *row.options]
     with log.open("w") as out:
 
         def run(command: list[str]) -> None:
@@ -128,6 +123,14 @@ def install(row: Row, folder: Path, python: str, log: Path) -> str:
         get = uv("pip", "install", "--python", mine, "--compile-bytecode", "--group", "test")
         run([*get, "-e", ".[postgres,mysql]", *asked])
     return mine
+
+
+def newest() -> list[str]:
+    """Ask the package index for the newest Airflow; give what lets uv choose it, and no other pre-releases."""
+    command = [sys.executable, "-m", "pip", "index", "versions", "--pre", "apache-airflow"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    version = told.stdout.partition("(")[2].partition(")")[0]
+    return [f"apache-airflow=={version}", f"apache-airflow-core=={version}", "apache-airflow-task-sdk>=1.3a0"]
 
 
 def versions(python: str) -> tuple[str, str]:
@@ -149,7 +152,7 @@ def tried(name: str, version: str, arguments: list[str]) -> Outcome:
     outcome.log = str(log.relative_to(REPOSITORY))
     told.unlink(missing_ok=True)
     try:
-        mine = install(ROWS[name], WORKPLACE / pair, python, log)
+        mine = install(name, WORKPLACE / pair, python, log)
     except subprocess.CalledProcessError:
         outcome.said = "not installed"
         return outcome
@@ -205,6 +208,8 @@ def main() -> int:
             print(f"{name} on Python {version} ...", flush=True)
             outcome = tried(name, version, asked.pytest)
             outcomes.append(outcome)
+            if outcome.bad:
+                print(*(REPOSITORY / outcome.log).read_text().splitlines()[-LINES_SHOWN:], sep="\n")
             print(f"    {outcome.said}" + (f": see {outcome.log}" if outcome.bad else ""), flush=True)
     print(table(outcomes))
     report = {
