@@ -1,4 +1,4 @@
-"""Campaigns under way, as one release leaves them behind, and how another goes on with them.
+"""Campaigns and single tasks under way, as one release leaves them behind, and how another goes on with them.
 
 Run by the tests with the code at hand, and as a program with an older release's code: so it uses only what both have.
 Each campaign has a connection of its own, named as the campaign is, and so a quota of its own.
@@ -22,7 +22,13 @@ from airflow_provider_sib.campaign import FrequencyCap, SendWindow, Variant
 from airflow_provider_sib.campaign.engine import Rules
 from airflow_provider_sib.campaign.ledger import Cycle, QuotaUse, Result, State
 from airflow_provider_sib.hooks import CampaignHook
-from airflow_provider_sib.operators import SendCampaignOperator, UpdateCampaignOperator
+from airflow_provider_sib.operators import (
+    AgentOnlineOperator,
+    SendCampaignOperator,
+    SendPushedMessageOperator,
+    UpdateCampaignOperator,
+)
+from airflow_provider_sib.sensors import MessageSensor
 
 try:
     from airflow.sdk.exceptions import TaskDeferred
@@ -105,11 +111,42 @@ TASKS = {"release": release, "orders": orders, "outage": correction}
 """What each campaign's deferred task is."""
 
 
-def execute(operator: Any, event: Any = None) -> dict[str, Any]:
+class Store(dict):
+    """Airflow's task state store, as one task instance sees it."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep what JSON keeps."""
+        self[key] = json.loads(json.dumps(value))
+
+    def delete(self, key: str) -> None:
+        """Forget."""
+        self.pop(key, None)
+
+
+def message() -> SendPushedMessageOperator:
+    """Send one message."""
+    return SendPushedMessageOperator(
+        task_id="message", visitor_id="single", text="Hello", sib_conn_id="orders"
+    )
+
+
+def sensor() -> MessageSensor:
+    """Wait for a message that is not there."""
+    return MessageSensor(task_id="sensor", message_id="m", deferrable=True, sib_conn_id="orders")
+
+
+def online() -> AgentOnlineOperator:
+    """Keep an agent online."""
+    return AgentOnlineOperator(
+        task_id="online", agent_id="d9nKoegKSjmCtyK78", duration=3600, sib_conn_id="orders"
+    )
+
+
+def execute(operator: Any, event: Any = None, **context: Any) -> dict[str, Any]:
     """Run a task without an Airflow around it."""
     now = datetime.now(UTC)
-    context = {"dag_run": SimpleNamespace(run_type="manual", logical_date=now, run_after=now)}
-    return operator.execute(context, event)
+    run = {"dag_run": SimpleNamespace(run_type="manual", logical_date=now, run_after=now)}
+    return operator.execute(run | context, event)
 
 
 def deferral(operator: Any) -> dict[str, Any]:
@@ -152,7 +189,13 @@ def leave(sandboxes: Mapping[str, Sandbox]) -> dict[str, Any]:
         sandboxes["outage"].configure(quota=8)
         execute(outage())
         left["outage"] = deferral(correction())
-        return {"deferred": left, "pin": Variable.get(hook.place.pin_key, deserialize_json=True)}
+        store = Store()
+        execute(message(), task_state_store=store)
+        return {
+            "deferred": left,
+            "pin": Variable.get(hook.place.pin_key, deserialize_json=True),
+            "single": {"attempts": store, "sensor": deferral(sensor()), "online": deferral(online())},
+        }
 
 
 def _killed_in_mid_sending(ledger: Any) -> None:
@@ -180,14 +223,33 @@ def go_on(deferred: Mapping[str, Any]) -> dict[str, Any]:
         hook.resume("orders")
     results = {}
     for campaign, kept in deferred.items():
-        module, _, name = kept["classpath"].rpartition(".")
-        trigger = getattr(importlib.import_module(module), name)(**kept["kwargs"])
-        event = asyncio.run(_event(trigger))
+        event = asyncio.run(_event(trigger_of(kept)))
         operator = TASKS[campaign]()
-        results[campaign] = getattr(operator, kept["method"])(
-            {"dag_run": SimpleNamespace(run_type="manual", logical_date=datetime.now(UTC))}, event=event
-        )
+        assert kept["method"] == "execute"
+        results[campaign] = execute(operator, event)
     return results
+
+
+def trigger_of(kept: Mapping[str, Any]) -> Any:
+    """Make a trigger anew, as the triggerer does."""
+    module, _, name = kept["classpath"].rpartition(".")
+    return getattr(importlib.import_module(module), name)(**kept["kwargs"])
+
+
+def go_on_with_single_tasks(single: Mapping[str, Any]) -> dict[str, Any]:
+    """Retry a message that was sent; wake those who wait, the moment until which the agent is online being past.
+
+    :return: each task's result.
+    """
+    look = trigger_of(single["sensor"])
+    look.until, look.poke_interval = "gone", 0.01
+    pings = trigger_of(single["online"])
+    pings.until = datetime.now(UTC).isoformat()
+    return {
+        "message": execute(message(), task_state_store=Store(single["attempts"])),
+        "sensor": execute(sensor(), asyncio.run(_event(look))),
+        "online": execute(online(), asyncio.run(_event(pings))),
+    }
 
 
 async def _event(trigger: Any) -> Any:

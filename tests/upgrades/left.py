@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+import tests.conftest  # noqa: F401  gives this process an Airflow of its own, before anything imports it
 from tests.campaign.conftest import make_database
 
 if TYPE_CHECKING:
@@ -145,7 +146,6 @@ def main() -> None:
     """Write the folder of the version at hand."""
     from airflow.utils.db import initdb
 
-    import tests.conftest  # noqa: F401  an Airflow of its own, before it is imported
     from airflow_provider_sib import __version__
     from airflow_provider_sib.sandbox import Sandbox
 
