@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -201,6 +202,8 @@ def main() -> int:
     parser.add_argument("--python", choices=PYTHONS, action="append", help="a Python; likewise")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --; default: the whole suite")
     asked = parser.parse_args()
+    # A shell lets what it starts in the background ignore Ctrl-C, and some tests press it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     WORKPLACE.mkdir(exist_ok=True)
     outcomes = []
     for name in asked.only or ROWS:

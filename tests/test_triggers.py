@@ -123,14 +123,14 @@ class TestAgentOnlineTrigger:
     def _a_short_minute(self, monkeypatch):
         monkeypatch.setattr(triggers, "PING_INTERVAL_SECONDS", 0.1)
 
-    def trigger(self, seconds=0.55, agent=None):
+    def trigger(self, seconds=2.05, agent=None):
         until = datetime.now(UTC) + timedelta(seconds=seconds)
         return AgentOnlineTrigger(agent or {"agent_id": AGENT}, until=until.isoformat(), sib_conn_id=CONN)
 
     async def test_pings_at_the_interval_until_the_moment(self, sib_sandbox):
         event = await event_of(self.trigger())
         assert event["status"] == "success"
-        assert 2 <= event["pings"] <= 5
+        assert 2 <= event["pings"] <= 20
         assert sib_sandbox.state()["requests"]["by_operation"] == {"ping_agent_online": event["pings"]}
 
     async def test_after_the_moment_it_is_over(self, sib_sandbox):

@@ -126,7 +126,11 @@ def modules_after(statement: str) -> set[str]:
 
 def test_the_server_imports_nothing_of_airflow_nor_of_the_other_rooms():
     heavy = {"airflow", "pydantic", "sqlalchemy", "requests", "pendulum"}
-    assert not heavy & modules_after("import airflow_provider_sib.sandbox.__main__")
+    # Some releases of yarl, which aiohttp stands on, import pydantic where it is installed.
+    added = modules_after("import airflow_provider_sib.sandbox.__main__") - modules_after(
+        "import aiohttp.web"
+    )
+    assert not heavy & added
 
 
 @pytest.mark.parametrize("module", ["airflow_provider_sib.sandbox", "airflow_provider_sib.pytest_plugin"])
