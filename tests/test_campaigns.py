@@ -506,12 +506,11 @@ class TestRefused:
 
 def rendered_fields(run_id, task_id="send"):
     with create_session() as session:
-        kept = session.scalars(
-            select(RenderedTaskInstanceFields).where(
-                RenderedTaskInstanceFields.run_id == run_id, RenderedTaskInstanceFields.task_id == task_id
-            )
-        ).all()
-        return [row.rendered_fields for row in kept]
+        chosen = select(TaskInstance).where(TaskInstance.run_id == run_id, TaskInstance.task_id == task_id)
+        return [
+            RenderedTaskInstanceFields.get_templated_fields(ti, session=session)
+            for ti in session.scalars(chosen)
+        ]
 
 
 class TestTemplates:
