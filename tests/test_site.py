@@ -57,7 +57,9 @@ def site(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     words = recipe.replace("$(BIN)/python", sys.executable).replace(".docs/", f"{folder}/").split()
     built = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert (built.returncode, built.stderr) == (0, "")
+    # Old Airflows' libraries say at INFO, and there, what they set up.
+    said = [line for line in built.stderr.splitlines() if "[info " not in line]
+    assert (built.returncode, said) == (0, [])
     return folder / "html"
 
 
