@@ -56,12 +56,16 @@ def told(tmp_path_factory) -> str:
         port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
     packages = next(path for path in sys.path if path.endswith("site-packages"))
+    # Those of the Airflow that is here, which need not be the one of constraints.txt.
+    constraints = tmp_path_factory.mktemp("constraints") / "constraints.txt"
+    freeze = [sys.executable, "-m", "uv", "pip", "freeze", "--python", sys.executable, "--exclude-editable"]
+    constraints.write_text(subprocess.run(freeze, capture_output=True, text=True, check=True).stdout)
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
         # The reader's environment is made, and finds installed what it would have to download.
         "PYTHONPATH": f"{REPOSITORY}:{packages}",
         "PIP_NO_INDEX": "1",
-        "YOUR_AIRFLOW_CONSTRAINTS": str(REPOSITORY / "constraints.txt"),
+        "YOUR_AIRFLOW_CONSTRAINTS": str(constraints),
     }
     with subprocess.Popen(
         ["bash"],
