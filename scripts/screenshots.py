@@ -147,6 +147,7 @@ def main() -> int:
             trial.start_all()
             trial.sandbox.greet(visitors())
             trial.wait_for_dag(DAG_ID)
+            trial.airflow.unpause(DAG_ID)
             Pictures(trial, browser).make()
     except (TrialError, FileNotFoundError) as error:
         print(f"\n{error}", file=sys.stderr)

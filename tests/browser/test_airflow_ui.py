@@ -139,6 +139,8 @@ def connected(trial: Trial) -> None:
     trial.sandbox.greet(VISITORS)
     trial.airflow.connect(trial.sandbox)
     trial.wait_for_dag(DAG_ID)
+    # The form that triggers a run offers this too, but a click may be faster than its learning that the DAG is paused.
+    trial.airflow.unpause(DAG_ID)
 
 
 @pytest.fixture(scope="module")
