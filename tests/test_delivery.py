@@ -482,7 +482,8 @@ def test_an_editor_that_was_suspended_overwrites_no_newer_text(tmp_path: Path, s
         def next(self) -> Any:
             step = self.engine.next()
             self.steps += 1
-            if self.steps == 2:
+            # At once: what was in flight would have ended long before its lease did.
+            if self.steps == 1:
                 leap[0] += 120.0
                 assert courier(editor("third"), sandbox, clock=clock).run() == Done()
             return step
@@ -528,7 +529,9 @@ def test_two_workers_share_a_campaign_and_its_quota(ledger: SqlLedger, tmp_path:
             worker.start()
         for worker in workers:
             worker.join()
-        assert ends == [Done()] * 3
+        # Who comes last may leave while the others' messages are still under way.
+        assert Done() in ends
+        assert all(end == Done() or (isinstance(end, Wait) and end.reason == "sending") for end in ends)
         assert set(posted(sandbox).values()) == {1}
         assert sandbox.state()["quota"]["refused"] == 0
     assert states(ledger) == {State.SENT: 150}
