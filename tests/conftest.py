@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import base64
 import json
 import logging
 import os
@@ -29,6 +30,8 @@ atexit.register(shutil.rmtree, _home, ignore_errors=True)
 os.environ.update(
     AIRFLOW_HOME=_home,
     AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    # The same for processes that tests start, whatever home they are given: they read what is encrypted here.
+    AIRFLOW__CORE__FERNET_KEY=base64.urlsafe_b64encode(os.urandom(32)).decode(),
     AIRFLOW__CORE__DAGS_FOLDER=str(BUNDLES["dags-folder"]),
     AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{_home}/airflow.db",
     # dag.test() finds a DAG only in a configured bundle.
