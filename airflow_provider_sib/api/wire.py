@@ -188,6 +188,8 @@ def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecur
     if proxy is None and not loopback and not proxy_bypass(url.netloc):
         environment = getproxies()
         proxy = environment.get(url.scheme) or environment.get("all")
+    if proxy and "://" not in proxy:  # as other programs read https_proxy=proxy.example.com:3128
+        proxy = f"http://{proxy}"
     if proxy and not _is_http(proxy):
         _misconfigured("the proxy is no HTTP proxy; give a URL such as http://proxy.example.com:3128")
     return Destination(
