@@ -35,8 +35,8 @@ celery: setup ## a campaign on Celery, whose worker, triggerer and ledger fail; 
 fuzz: setup ## the state machines with 20,000 other examples each, drawn anew (EXAMPLES=…)
 	SIB_FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/campaign/test_campaign_model.py $(ARGS)
 
-matrix: setup ## run the tests on every supported Airflow and Python (ONLY=3.1.8 PY=3.11 for one of them)
-	$(BIN)/python scripts/matrix.py $(addprefix --only ,$(ONLY)) $(addprefix --python ,$(PY)) $(if $(ARGS),-- $(ARGS))
+matrix: setup ## run the tests on every supported Airflow and Python (ONLY=3.1.8 PY=3.11 for one; JOBS=2 side by side)
+	$(BIN)/python scripts/matrix.py $(addprefix --only ,$(ONLY)) $(addprefix --python ,$(PY)) $(addprefix --jobs ,$(JOBS)) $(if $(ARGS),-- $(ARGS))
 
 check: setup ## formatting, lint, types, layers, the README's links
 	$(BIN)/ruff format --check

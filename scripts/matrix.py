@@ -1,10 +1,10 @@
-"""Run the tests on every supported Airflow and Python: a venv of its own for each pair, a table, and JSON.
+"""Run the tests on every supported Airflow and Python: a venv and a copy of its own for each pair, a table, and JSON.
 
 It promises that each pair was resolved anew as its table says, and nothing about packages that appear later. A Python
 that is not on this machine is named and left out.
 """
 
-# ruff: noqa: S603 - it runs uv, and the interpreters it has found or made
+# ruff: noqa: S603, S607 - it runs uv, git, and the interpreters it has found or made
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
@@ -98,8 +100,27 @@ def uv(*words: str) -> list[str]:
     return [sys.executable, "-m", "uv", "--quiet", *words]
 
 
-def install(name: str, folder: Path, python: str, log: Path) -> str:
+def copied(folder: Path) -> Path:
+    """Copy the repository as it stands, with its history: pairs that run side by side share no file."""
+
+    def git(*words: str | Path) -> str:
+        return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout
+
+    shutil.rmtree(folder, ignore_errors=True)
+    git("clone", "--quiet", "--no-checkout", REPOSITORY, folder)
+    git("-C", folder, "reset", "--quiet")
+    files = git("-C", REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in files.split("\0")[:-1]:
+        if (REPOSITORY / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, folder / name)
+    return folder
+
+
+def install(name: str, tree: Path, folder: Path, python: str, log: Path) -> str:
     """Make the venv of a pair anew; return its Python.
+
+    :param tree: the copy that is tested.
 
     :raises subprocess.CalledProcessError: when nothing fits, or an installation fails; the log says why.
     """
@@ -110,7 +131,7 @@ def install(name: str, folder: Path, python: str, log: Path) -> str:
 
         def run(command: list[str]) -> None:
             print("$", *command, file=out, flush=True)
-            subprocess.run(command, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT, check=True)
+            subprocess.run(command, cwd=tree, stdout=out, stderr=subprocess.STDOUT, check=True)
 
         run(uv("venv", "--clear", "--python", python, str(folder)))
         if row.lowest:
@@ -152,8 +173,9 @@ def tried(name: str, version: str, arguments: list[str]) -> Outcome:
     log, told = WORKPLACE / f"{pair}.log", WORKPLACE / f"{pair}.xml"
     outcome.log = str(log.relative_to(REPOSITORY))
     told.unlink(missing_ok=True)
+    tree = copied(WORKPLACE / pair / "tree")
     try:
-        mine = install(name, WORKPLACE / pair, python, log)
+        mine = install(name, tree, WORKPLACE / pair / "venv", python, log)
     except subprocess.CalledProcessError:
         outcome.said = "not installed"
         return outcome
@@ -165,7 +187,7 @@ def tried(name: str, version: str, arguments: list[str]) -> Outcome:
         ended = subprocess.run(
             command,
             check=False,
-            cwd=REPOSITORY,
+            cwd=tree,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -192,7 +214,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def main() -> int:
-    """Run the chosen pairs one after the other; return the exit code."""
+    """Run the chosen pairs; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -200,20 +222,25 @@ def main() -> int:
         "--only", choices=ROWS, action="append", help="an Airflow; may be repeated; default: all"
     )
     parser.add_argument("--python", choices=PYTHONS, action="append", help="a Python; likewise")
+    parser.add_argument("--jobs", type=int, default=1, help="pairs that run side by side; default: 1")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --; default: the whole suite")
     asked = parser.parse_args()
     # A shell lets what it starts in the background ignore Ctrl-C, and some tests press it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     WORKPLACE.mkdir(exist_ok=True)
-    outcomes = []
-    for name in asked.only or ROWS:
-        for version in asked.python or PYTHONS:
-            print(f"{name} on Python {version} ...", flush=True)
-            outcome = tried(name, version, asked.pytest)
-            outcomes.append(outcome)
-            if outcome.bad:
-                print(*(REPOSITORY / outcome.log).read_text().splitlines()[-LINES_SHOWN:], sep="\n")
-            print(f"    {outcome.said}" + (f": see {outcome.log}" if outcome.bad else ""), flush=True)
+
+    def tell(pair: tuple[str, str]) -> Outcome:
+        name, version = pair
+        print(f"{name} on Python {version} ...", flush=True)
+        outcome = tried(name, version, asked.pytest)
+        if outcome.bad:
+            print(*(REPOSITORY / outcome.log).read_text().splitlines()[-LINES_SHOWN:], sep="\n")
+        see = f": see {outcome.log}" if outcome.bad else ""
+        print(f"    {name} on Python {version}: {outcome.said}{see}", flush=True)
+        return outcome
+
+    with ThreadPoolExecutor(asked.jobs) as runner:
+        outcomes = list(runner.map(tell, product(asked.only or ROWS, asked.python or PYTHONS)))
     print(table(outcomes))
     report = {
         "at": datetime.now(UTC).isoformat("T", "seconds"),
