@@ -143,7 +143,7 @@ def settle(ledger: SqlLedger, rows: int, campaign: str) -> None:
 
 
 def cycles(rows: int, url: str) -> Iterator[tuple[str, float]]:
-    """Yield the milliseconds of cycles that record 32 results and claim 32 rows, by how far the audience is.
+    """Yield what enrolment takes, then the milliseconds of cycles that record and claim 32 rows, by how far they are.
 
     A small audience is gone through several times, for the rare slow cycles to be met.
     """
@@ -152,8 +152,10 @@ def cycles(rows: int, url: str) -> Iterator[tuple[str, float]]:
     for number in range(TURNS // turns):
         campaign = "c" if not number else f"c{number}"
         ledger = opened(url, campaign)
+        began = time.perf_counter()
         ledger.enrol(campaign, audience(rows))
         if not number:
+            yield "enrolment", time.perf_counter() - began
             yield "first_message", first_message(ledger)
         for name, skip in (("fresh", 0), ("half", rows // 2 - sent), ("nearly", rows // 2 - 2 * sent)):
             if skip > 0:
@@ -184,6 +186,8 @@ def time_cycles(sizes: list[int], urls: list[str]) -> dict[int, dict[str, float]
     figures: dict[int, dict[str, float]] = {}
     for rows, url in zip(sizes, urls, strict=True):
         figures[rows] = {}
+        (seconds,) = taken[rows].pop("enrolment")
+        figures[rows]["enrolled_rows_per_second"] = rows / seconds
         (figures[rows]["first_message_ms"],) = taken[rows].pop("first_message")
         for name, milliseconds_ in taken[rows].items():
             figures[rows][f"{name}_p50_ms"] = statistics.median(milliseconds_)
@@ -280,7 +284,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 1_000_000])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--url", help="measure one size on this server; its ledger must be empty")
+    parser.add_argument("--url", nargs="*", help="empty ledgers on a server, one for each of the sizes")
     parser.add_argument("--bytes", action="store_true", help="measure what a delivery takes on disk")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--place", help=argparse.SUPPRESS)
@@ -291,14 +295,14 @@ def main() -> None:
         return
     if options.bytes:
         with tempfile.TemporaryDirectory() as folder:
-            table = {sizes[0]: stored_bytes(sizes[0], options.url or f"sqlite:///{folder}/bytes.db")}
+            table = {sizes[0]: stored_bytes(sizes[0], *(options.url or [f"sqlite:///{folder}/bytes.db"]))}
     elif options.url:
-        table = time_cycles(sizes[:1], [options.url])
+        table = time_cycles(sizes, options.url)
     else:
         with tempfile.TemporaryDirectory() as folder:
             enrolments = {rows: enrolment_figures(rows, Path(folder)) for rows in sizes}
             spent = time_cycles(sizes, [f"sqlite:///{folder}/{rows}.db" for rows in sizes])
-        table = {rows: enrolments[rows] | spent[rows] for rows in sizes}
+        table = {rows: spent[rows] | enrolments[rows] for rows in sizes}
     names = list(table[sizes[0]])
     print(
         f"{'':28}" + "".join(f"{rows:>14,}" for rows in table) + ("        growth" if len(table) > 1 else "")
