@@ -111,9 +111,10 @@ class CampaignTask:
             **rules,
         )
 
-    def drive(self, engine: Engine, *, max_in_flight: int) -> None:
+    def drive(self, engine: Engine, *, max_in_flight: int, carries: bool = False) -> None:
         """Let the engine work until it is done; defer when it has to wait for long.
 
+        :param carries: whether `execute` is told, as ``before``, what was done when it goes on after a deferral.
         :raises AirflowFailException: when the campaign was aborted, the connection is refused, or too much failed.
         """
         from airflow_provider_sib.api.wire import Retries
@@ -129,9 +130,9 @@ class CampaignTask:
         )
         end = self._courier.run()
         if isinstance(end, Wait):
-            self._defer(end)
+            self._defer(end, {"before": engine.tally()} if carries else None)
         if isinstance(end, Stopped):
-            self._fail(end)
+            self._fail(end, engine.tally())
 
     def _progress(self, tally: Mapping[str, Any], waiting: Wait | None) -> None:
         """Say about once a minute how it goes, and keep how far the ledger has come, lest this process be killed."""
@@ -170,7 +171,7 @@ class CampaignTask:
             return f"{ahead:,} to go; how long that takes is unknown, since Brevo has not told the quota yet"
         return f"{ahead:,} to go, {'within this hour' if seconds == 0 else f'at least {duration(seconds)}'}"
 
-    def _defer(self, wait: Wait) -> NoReturn:
+    def _defer(self, wait: Wait, kwargs: dict[str, Any] | None) -> NoReturn:
         from airflow_provider_sib.triggers import CampaignTrigger
 
         until = None if wait.until_ms is None else wait.until_ms / 1000
@@ -186,9 +187,10 @@ class CampaignTask:
                 until=until,
             ),
             method_name="execute",
+            kwargs=kwargs,
         )
 
-    def _fail(self, stopped: Stopped) -> NoReturn:
+    def _fail(self, stopped: Stopped, tally: Mapping[str, Any]) -> NoReturn:
         name = self.campaign_id
         match stopped.reason:
             case "aborted":
@@ -201,6 +203,12 @@ class CampaignTask:
                     f"Campaign {name!r} stopped, since Brevo refuses the connection {self.settings.conn_id!r}; "
                     f"nobody is lost. Mend the connection and clear this task. {stopped.error}"
                 ) from stopped.error
+            case "max_failure_share" if self.calls_planned is not None:
+                raise AirflowFailException(
+                    f"Campaign {name!r} stopped, since too many messages could not be changed "
+                    f"({_listed(tally['failed'])}); they stay as they are. Clear this task to try those again, and to "
+                    "go on."
+                )
             case "max_failure_share":
                 raise AirflowFailException(
                     f"Campaign {name!r} stopped, since too many messages failed or are in doubt. See "
@@ -673,19 +681,38 @@ class _EditOperator(_CampaignOperator):
     """Change what a campaign has sent: resumable, and safe beside a running send."""
 
     def __init__(
-        self, *, reserve: int | str | None = None, max_in_flight: int | str = 8, **kwargs: Any
+        self,
+        *,
+        max_failure_share: float = 0.2,
+        reserve: int | str | None = None,
+        max_in_flight: int | str = 8,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.max_failure_share = _number("max_failure_share", max_failure_share, least=0, most=1)
         self.reserve = reserve
         self.max_in_flight = max_in_flight
 
+    def _rules(self, task: CampaignTask) -> Rules:
+        return task.rules(
+            reserve=self.reserve,
+            max_in_flight=self._in_flight(),
+            max_failure_share=self.max_failure_share,
+        )
+
     def _edit(
-        self, task: CampaignTask, engine: UpdateEngine | WithdrawEngine, context: Context
+        self,
+        task: CampaignTask,
+        engine: UpdateEngine | WithdrawEngine,
+        context: Context,
+        before: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         from airflow_provider_sib.campaign.report import report
 
+        if before is not None:
+            engine.go_on(before)
         price = engine.price()
-        task.calls_planned = price.calls
+        task.calls_planned = engine.tally()["calls"] + price.calls
         self.log.info(
             "Campaign %s: %d calls, about %g hours at the account's quota; %d messages need none.",
             self.campaign_id,
@@ -693,8 +720,24 @@ class _EditOperator(_CampaignOperator):
             price.hours,
             price.untouched,
         )
-        task.drive(engine, max_in_flight=self._in_flight())
-        told = report(task.ledger, self.campaign_id)
+        task.drive(engine, max_in_flight=self._in_flight(), carries=True)
+        told, run = report(task.ledger, self.campaign_id), engine.tally()
+        if run["failed"]:
+            self.log.warning(
+                "Campaign %s: %d messages could not be changed and stay as they are: %s. Clear this task to try those "
+                "again. `%s` names them.",
+                self.campaign_id,
+                sum(run["failed"].values()),
+                _listed(run["failed"]),
+                task.place.command(
+                    "campaigns",
+                    "deliveries",
+                    self.campaign_id,
+                    "--state",
+                    "sent",
+                    *(word for reason in run["failed"] for word in ("--reason", reason)),
+                ),
+            )
         if told.in_doubt:
             self.log.warning(
                 "Campaign %s: %d messages in doubt could not be changed, their ids being unknown. `%s` names them.",
@@ -702,7 +745,8 @@ class _EditOperator(_CampaignOperator):
                 told.in_doubt,
                 task.place.command("campaigns", "deliveries", self.campaign_id, "--state", "in_doubt"),
             )
-        return self._finish(context, told, run=engine.tally())
+        limit, left = run.pop("quota_limit"), run.pop("quota_left")
+        return self._finish(context, told, run=run, quota_limit=limit, quota_left=left)
 
     def _in_flight(self) -> int:
         return _whole("max_in_flight", self.max_in_flight, least=1, most=1000)
@@ -718,12 +762,14 @@ class UpdateCampaignOperator(_EditOperator):
     :param text: the new text, as of :class:`SendCampaignOperator` (templated).
     :param variants: the new variants, likewise (templated).
     :param default_locale: as of :class:`SendCampaignOperator`.
+    :param max_failure_share: share of the messages to change that may fail before it stops. Those below it are warned
+        of, and stay as they are.
     :param reserve: calls of each hour left to others (templated); None: the connection's ``reserve_calls``.
     :param max_in_flight: requests at once (templated).
     :param sib_conn_id: the connection (templated).
     :param ledger_conn_id: as of :class:`SendCampaignOperator` (templated).
     :param deferrable: False waits in the worker.
-    :return: (XCom) a dict of what was changed now and the campaign's totals.
+    :return: (XCom) a dict of this run's counts, calls and seconds, the campaign's totals, and the quota left.
     :raises AirflowFailException: when the author has to choose or mend something; the message says what.
     """
 
@@ -750,24 +796,22 @@ class UpdateCampaignOperator(_EditOperator):
         self.variants = variants
         self.default_locale = default_locale
 
-    def execute(self, context: Context, event: Any = None) -> dict[str, Any]:
+    def execute(
+        self, context: Context, event: Any = None, before: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Edit; after a deferral go on with the text that the ledger has."""
         from airflow_provider_sib.campaign.announcement import Announcement
         from airflow_provider_sib.campaign.engine import UpdateEngine
 
         with self._opened(context) as self._task:
             task = self._task
-            engine = UpdateEngine(
-                task.ledger,
-                self.campaign_id,
-                task.rules(reserve=self.reserve, max_in_flight=self._in_flight()),
-            )
+            engine = UpdateEngine(task.ledger, self.campaign_id, self._rules(task))
             engine.begin(
                 None
                 if event is not None
                 else Announcement(self.text, self.variants, default_locale=self.default_locale)
             )
-            return self._edit(task, engine, context)
+            return self._edit(task, engine, context, before)
 
 
 class WithdrawCampaignOperator(_EditOperator):
@@ -780,12 +824,14 @@ class WithdrawCampaignOperator(_EditOperator):
     :param sent_before: only messages sent before this moment: aware datetime, ISO 8601 with offset (templated), or a
         timedelta before the run's own date; then the pending stay. None: all, and the pending are skipped.
     :param verify: ask Brevo for each message afterwards: one call more each.
+    :param max_failure_share: share of the messages to change that may fail before it stops. Those below it are warned
+        of, and stay as they are.
     :param reserve: calls of each hour left to others (templated); None: the connection's ``reserve_calls``.
     :param max_in_flight: requests at once (templated).
     :param sib_conn_id: the connection (templated).
     :param ledger_conn_id: as of :class:`SendCampaignOperator` (templated).
     :param deferrable: False waits in the worker.
-    :return: (XCom) a dict of what was deleted now and the campaign's totals.
+    :return: (XCom) a dict of this run's counts, calls and seconds, the campaign's totals, and the quota left.
     :raises AirflowFailException: when the author has to choose or mend something; the message says what.
     """
 
@@ -809,22 +855,31 @@ class WithdrawCampaignOperator(_EditOperator):
         self.sent_before = sent_before
         self.verify = _boolean("verify", verify)
 
-    def execute(self, context: Context, event: Any = None) -> dict[str, Any]:  # noqa: ARG002 - a deferral's event
+    def execute(
+        self,
+        context: Context,
+        event: Any = None,  # noqa: ARG002 - a deferral's event
+        before: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Delete; after a deferral go on."""
         from airflow_provider_sib.campaign.engine import WithdrawEngine
 
-        before = -self.sent_before if isinstance(self.sent_before, timedelta) else self.sent_before
+        until = -self.sent_before if isinstance(self.sent_before, timedelta) else self.sent_before
         with self._opened(context) as self._task:
             task = self._task
             engine = WithdrawEngine(
                 task.ledger,
                 self.campaign_id,
-                task.rules(reserve=self.reserve, max_in_flight=self._in_flight()),
-                sent_before_ms=_moment_ms("sent_before", before, context),
+                self._rules(task),
+                sent_before_ms=_moment_ms("sent_before", until, context),
                 verify=self.verify,
             )
             engine.begin()
-            return self._edit(task, engine, context)
+            return self._edit(task, engine, context, before)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def _wrapped(value: Any) -> Any:

@@ -22,7 +22,14 @@ from airflow_provider_sib.campaign.engine.steps import (
     Wait,
     uptime,
 )
-from airflow_provider_sib.campaign.engine.work import IN_A_ROW, UNRENDERABLE, Rules, Work, text_hash
+from airflow_provider_sib.campaign.engine.work import (
+    FEWEST_OUTCOMES,
+    IN_A_ROW,
+    UNRENDERABLE,
+    Rules,
+    Work,
+    text_hash,
+)
 from airflow_provider_sib.campaign.ledger import (
     Campaign,
     Delivery,
@@ -38,7 +45,7 @@ from airflow_provider_sib.campaign.ledger import (
 from airflow_provider_sib.campaign.report import hours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 
 WITHDRAWN = "withdrawn"
@@ -103,6 +110,19 @@ class _EditEngine(Work):
         self._given_up: set[int] = set()
         self._failed: Counter[str] = Counter()
         self._changed = self._untouched = self._gone = 0
+        self._calls_before, self._seconds_before = 0, 0.0
+        self._started = clock()
+
+    def go_on(self, tally: Mapping[str, Json]) -> None:
+        """Go on counting where an earlier part of this run took leave to wait.
+
+        Its failures are met again, and so are not counted twice.
+
+        :param tally: of that part.
+        """
+        self._changed, self._gone = tally["changed"], tally["gone"]
+        self._untouched = tally["untouched"]
+        self._calls_before, self._seconds_before = tally["calls"], tally["seconds"]
 
     def price(self) -> Price:
         """Count what is to be done, without doing it; a pass over all that was sent."""
@@ -127,9 +147,10 @@ class _EditEngine(Work):
     def next(self) -> Step:
         """See :meth:`Engine.next`."""
         while True:
-            if not self._error and not self._outage.open:
+            held = bool(self._error) or self._outage.open or self._broken(FEWEST_OUTCOMES)
+            if not held:
                 self._fill()
-            wanted = 0 if self._error or self._outage.open else min(self._at_once(), len(self._queue))
+            wanted = 0 if held else min(self._at_once(), len(self._queue))
             asked_at = self._clock()
             edited = self._edit(wanted)
             if isinstance(edited, EditorBusy):
@@ -154,13 +175,17 @@ class _EditEngine(Work):
         return [(result.rank, ", ".join(result.message_ids) or None) for result in self._results]
 
     def tally(self) -> dict[str, Json]:
-        """See :meth:`Engine.tally`: what this process did."""
+        """See :meth:`Engine.tally`: what this run did so far, its earlier parts included."""
+        quota = None if self._granted is None else self._granted.quota
         return {
             "changed": self._changed,
             "untouched": self._untouched,
             "gone": self._gone,
             "failed": dict(self._failed),
-            "calls": self.calls,
+            "calls": self._calls_before + self.calls,
+            "seconds": round(self._seconds_before + self._clock() - self._started, 3),
+            "quota_limit": None if quota is None else quota.limit,
+            "quota_left": None if quota is None else quota.remaining,
         }
 
     # What differs
@@ -218,6 +243,7 @@ class _EditEngine(Work):
         self._queue = deque(request for request in self._queue if request.rank in flying)
         self._plans = {rank: plan for rank, plan in self._plans.items() if rank in flying}
         self._given_up.clear()
+        self._failed.clear()
         self._after = -1
 
     def _record(self, result: EditResult) -> None:
@@ -288,9 +314,17 @@ class _EditEngine(Work):
             del self._results[: len(results)]
         return edited
 
+    def _broken(self, fewest: int) -> bool:
+        # What has no id can't be changed by anybody, as a doubt can't: that is no sign of how Brevo fares.
+        bad = self._failed.total() - self._failed[NO_MESSAGE_ID]
+        outcomes = bad + self._changed + self._gone
+        return outcomes >= fewest and bad > self.rules.max_failure_share * outcomes
+
     def _idle(self, wanted: int) -> Step | None:
         if self._error:
             return Stopped("unauthorized", self._error)
+        if self._broken(FEWEST_OUTCOMES):
+            return Wait("in_flight") if self._flying else Stopped("max_failure_share")
         if (step := self._through_outage()) is not None:
             return step
         if self._flying:
@@ -301,7 +335,7 @@ class _EditEngine(Work):
             return None
         # The pass is over. It was the last one if it found nothing, and nobody was sending an older text.
         if self._settled and not self._met:
-            return Done()
+            return Stopped("max_failure_share") if self._broken(1) else Done()
         self._after, self._met = -1, 0
         return self._settle()
 

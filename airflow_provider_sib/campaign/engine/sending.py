@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_sib.campaign.announcement import RecipientError, window_state
 from airflow_provider_sib.campaign.engine.steps import Done, Fate, Outcome, Post, Step, Stopped, Wait, uptime
-from airflow_provider_sib.campaign.engine.work import IN_A_ROW, UNRENDERABLE, Rules, Work, text_hash
+from airflow_provider_sib.campaign.engine.work import (
+    FEWEST_OUTCOMES,
+    IN_A_ROW,
+    UNRENDERABLE,
+    Rules,
+    Work,
+    text_hash,
+)
 from airflow_provider_sib.campaign.ledger import (
     LEASE_EXPIRED,
     Backlog,
@@ -43,9 +50,6 @@ NO_TIMEZONE = "timezone_unknown"
 
 NOT_AFTER = "not_after"
 """Reason of those who are skipped since it is too late."""
-
-FEWEST_OUTCOMES = 20
-"""Outcomes of a run before its share of failures counts, except at its end."""
 
 _STATES = {
     Fate.DONE: State.SENT,

@@ -24,6 +24,9 @@ UNRENDERABLE = "text_not_rendered"
 IN_A_ROW = 3
 """Requests without an answer, one after the other, after which to wait and look before the next message."""
 
+FEWEST_OUTCOMES = 20
+"""Outcomes of a run before its share of failures counts, except at its end."""
+
 LONGEST_OUTAGE_WAIT_SECONDS = 900.0
 
 BUCKET = "conversations"
@@ -48,7 +51,7 @@ class Rules:
     :param agent_id: in whose name, unless a row's own column ``agent_id`` or ``group_id`` says it.
     :param group_id: the group of which an agent writes, likewise.
     :param max_failure_share: share of a run's outcomes that may be failures and doubts; what a killed sender left in
-        doubt is no outcome of it.
+        doubt is no outcome of it. Of an edit: share of the messages it had to change that Brevo did not let it.
     :param resend_doubts: whether those in doubt are written to again; may reach them twice.
     :param outage_wait_seconds: first wait when Brevo doesn't answer; it doubles.
     """
