@@ -723,6 +723,24 @@ class TestUpdate:
         execute(self.update(text="Bye"))
         assert "1 messages in doubt could not be changed" in logged()
 
+    def test_a_retry_after_somebody_elses_newer_text_leaves_that_one(self, sandbox, logged):
+        execute(send())
+        names = {"dag_id": "d", "run_id": "r", "task_id": "update", "map_index": -1}
+        first = a_context() | {"ti": SimpleNamespace(**names, xcom_push=lambda **_: None)}
+        execute(self.update(text="Bye"), first)
+        execute(self.update(text="Farewell"))
+        assert execute(self.update(text="Bye"), first)["run"]["calls"] == 0
+        assert {message["text"] for message in sandbox.messages()} == {"Farewell"}
+        assert "has got a newer text since this task gave it its own" in logged()
+
+    def test_few_that_brevo_refuses_are_warned_of_by_reason(self, sandbox, logged):
+        execute(send())
+        sandbox.fault("error_json", status=400, times=1, operation="update_pushed_message")
+        result = execute(self.update(text="Bye"))
+        assert sum(result["run"]["failed"].values()) == 1
+        assert "1 messages could not be changed and stay as they are" in logged()
+        assert sum(message["text"] == "Bye" for message in sandbox.messages()) == 9
+
     def test_what_was_deleted_in_brevo_is_no_failure(self, sandbox):
         execute(send())
         execute(WithdrawCampaignOperator(task_id="w", campaign_id="release"))
@@ -761,10 +779,29 @@ class TestWithdraw:
         execute(self.withdraw())
         assert execute(self.withdraw())["run"]["calls"] == 0
 
-    def test_defers_like_sending(self, sandbox, monkeypatch):
+    def test_defers_like_sending_and_counts_the_whole_run(self, sandbox, monkeypatch):
         monkeypatch.setenv("AIRFLOW__SIB__DEFER_AFTER_SECONDS", "10")
-        sandbox.configure(quota=15)
+        sandbox.configure(quota=15, hour_seconds=20)
         execute(send())
-        with pytest.raises(TaskDeferred):
+        with pytest.raises(TaskDeferred) as deferred:
             execute(self.withdraw())
         assert sum(message["deleted"] for message in sandbox.messages()) == 5
+        monkeypatch.setenv("AIRFLOW__SIB__DEFER_AFTER_SECONDS", "60")
+        result = self.withdraw().execute(a_context(), {"status": "running"}, **deferred.value.kwargs)
+        assert (result["run"]["changed"], result["run"]["calls"]) == (10, 10)
+
+    def test_refused_for_all_fails_early_and_says_why(self, sandbox):
+        execute(send(100))
+        sandbox.fault("error_json", status=400, operation="delete_pushed_message")
+        with pytest.raises(AirflowFailException, match="too many messages could not be changed"):
+            execute(self.withdraw())
+        assert not any(message["deleted"] for message in sandbox.messages())
+        assert sandbox.state()["requests"]["total"] < 150
+
+    def test_told_to_stop_before_it_begins_it_sends_nothing(self, sandbox, campaigns):
+        operator = send()
+        operator.on_kill()
+        with pytest.raises(RuntimeError, match="interrupted"):
+            execute(operator)
+        assert sandbox.messages() == []
+        assert campaigns.report("release").pending == 10

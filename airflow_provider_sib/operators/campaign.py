@@ -128,6 +128,8 @@ class CampaignTask:
             defer_after_seconds=defer_after_seconds() if self.deferrable else None,
             progress=self._progress,
         )
+        if getattr(self.operator, "told_to_stop", False):  # before there was anything to stop
+            self._courier.stop()
         end = self._courier.run()
         if isinstance(end, Wait):
             self._defer(end, {"before": engine.tally()} if carries else None)
@@ -276,6 +278,7 @@ class _CampaignOperator(BaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"text": "md"}
     operator_extra_links: Collection[BaseOperatorLink] = (CampaignLink(),)
     ui_color = "#c4e8d3"
+    told_to_stop = False
 
     def __init__(
         self,
@@ -321,6 +324,7 @@ class _CampaignOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Begin nothing more, finish or give back what is in flight, within the seconds Airflow leaves."""
+        self.told_to_stop = True
         if self._task is not None:
             self._task.stop()
 
@@ -806,11 +810,14 @@ class UpdateCampaignOperator(_EditOperator):
         with self._opened(context) as self._task:
             task = self._task
             engine = UpdateEngine(task.ledger, self.campaign_id, self._rules(task))
-            engine.begin(
-                None
-                if event is not None
-                else Announcement(self.text, self.variants, default_locale=self.default_locale)
-            )
+            announcement = Announcement(self.text, self.variants, default_locale=self.default_locale)
+            campaign = engine.begin(None if event is not None else announcement, by=_name_of(context))
+            if campaign.text.digest != announcement.digest:
+                self.log.warning(
+                    "Campaign %s has got a newer text since this task gave it its own; that one stays. To go back, "
+                    "start a new run.",
+                    self.campaign_id,
+                )
             return self._edit(task, engine, context, before)
 
 
@@ -876,6 +883,12 @@ class WithdrawCampaignOperator(_EditOperator):
             )
             engine.begin()
             return self._edit(task, engine, context, before)
+
+
+def _name_of(context: Context) -> str | None:
+    """Name a task's instance, through all its tries."""
+    ti = context.get("ti")
+    return None if ti is None else f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}"
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -918,6 +918,38 @@ def test_a_canary_is_among_the_rest_and_leaves_the_campaign_running(
     assert memory.campaign("c").status is CampaignStatus.FINISHED
 
 
+def test_a_canary_that_wakes_does_not_narrow_what_somebody_widened_meanwhile(
+    time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
+) -> None:
+    campaign(memory, rows(*range(200)))
+    canary = sender(memory, time, begin={"fraction": 0.05})
+    everybody = sender(memory, time, begin={"fraction": 1.0})
+    full = everybody(False)
+    canary(True)  # it wakes after the other began
+    assert simulation.run(lambda resumed: full if not resumed else everybody(True)) == [Done()]
+    assert set(states(memory).values()) == {State.SENT}
+
+
+def test_a_canary_that_begins_later_keeps_nobody_from_the_full_run(
+    time: Time, memory: MemoryLedger, simulation: Simulation
+) -> None:
+    campaign(memory, rows(*range(50)))
+    full = sender(memory, time, begin={"fraction": 1.0})(False)
+    sender(memory, time, begin={"fraction": 0.1})(False)
+    assert simulation.run(lambda resumed: full) == [Done()]
+    assert set(states(memory).values()) == {State.SENT}
+
+
+def test_a_canary_that_is_too_late_skips_its_own_and_not_those_it_held_back(
+    time: Time, memory: MemoryLedger, simulation: Simulation
+) -> None:
+    campaign(memory, rows(*range(100)))
+    late = round(time() * 1000) - 1
+    canary = sender(memory, time, begin={"fraction": 0.05}, not_after_ms=late)
+    assert simulation.run(canary) == [Done(held_back=True)]
+    assert Counter(states(memory).values()) == {State.SKIPPED: 5, State.PENDING: 95}
+
+
 def test_pausing_waits_and_aborting_stops(time: Time, memory: MemoryLedger) -> None:
     campaign(memory, rows(*range(5)))
     memory.set_status("c", CampaignStatus.PAUSED)
@@ -1119,6 +1151,85 @@ def test_an_edit_outlives_an_outage_and_names_what_can_not_be_edited(
     assert sum(1 for reason in reasons(memory).values() if reason == "gone") == 1
 
 
+def test_an_edit_that_is_refused_for_all_stops_early_and_lets_another_one_edit(
+    time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
+) -> None:
+    campaign(memory, rows(*range(80)))
+    simulation.run(sender(memory, time))
+    before = len(brevo.counted)
+    brevo.strike = lambda request: "bad"
+    assert simulation.run(updater(memory, time, Announcement("New"))) == [Stopped("max_failure_share")]
+    assert len(brevo.counted) - before < 40
+    brevo.strike = lambda request: None
+    assert simulation.run(updater(memory, time, Announcement("New"))) == [Done()]
+    assert {texts[-1] for texts in brevo.messages.values()} == {"New"}
+
+
+def test_few_that_are_refused_stop_an_edit_at_its_end_only(
+    time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
+) -> None:
+    campaign(memory, rows(*range(4)))
+    simulation.run(sender(memory, time))
+    refused = next(iter(brevo.messages))
+    brevo.strike = lambda request: (
+        "bad" if isinstance(request, Put) and request.message_id == refused else None
+    )
+    assert simulation.run(updater(memory, time, Announcement("New"))) == [Stopped("max_failure_share")]
+    assert Counter(texts[-1] for texts in brevo.messages.values())["New"] == 3
+    assert simulation.run(updater(memory, time, Announcement("New"), max_failure_share=1.0)) == [Done()]
+
+
+def test_a_later_try_of_an_older_update_does_not_put_its_text_back(
+    time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
+) -> None:
+    campaign(memory, rows(*range(5)))
+    simulation.run(sender(memory, time))
+
+    def update(text: str, by: str) -> Callable[[bool], UpdateEngine]:
+        def make(resumed: bool) -> UpdateEngine:
+            engine = UpdateEngine(memory, "c", rules(), clock=time, random=lambda: 0.5)
+            engine.begin(Announcement(text), by=by)
+            return engine
+
+        return make
+
+    assert simulation.run(update("A", "run 1"), hours=0) == [None]  # killed
+    simulation.events.clear()
+    time.seconds += 200
+    assert simulation.run(update("B", "run 2")) == [Done()]
+    assert simulation.run(update("A", "run 1")) == [Done()]
+    assert {texts[-1] for texts in brevo.messages.values()} == {"B"}
+    assert simulation.run(update("A", "run 3")) == [Done()]
+    assert {texts[-1] for texts in brevo.messages.values()} == {"A"}
+
+
+def test_back_to_an_earlier_text_edits_also_where_the_later_one_was_never_recorded(
+    time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
+) -> None:
+    campaign(memory, rows(*range(4)), announcement=Announcement("First"))
+    simulation.run(sender(memory, time))
+    killed = updater(memory, time, Announcement("Second"))(False)
+    step = killed.next()
+    assert isinstance(step, Send)
+    for request in step.requests:
+        brevo.handle(request)
+    time.seconds += 200
+    assert simulation.run(updater(memory, time, Announcement("First"))) == [Done()]
+    assert {texts[-1] for texts in brevo.messages.values()} == {"First"}
+    assert {row.revision for row in memory.deliveries("c")} == {3}
+
+
+def test_what_opens_an_outage_gives_up_no_message(
+    time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
+) -> None:
+    campaign(memory, rows(*range(3)))
+    simulation.run(sender(memory, time))
+    begins = time()
+    brevo.strike = lambda request: "down" if time() < begins + 30 else None
+    assert simulation.run(updater(memory, time, Announcement("New"), max_in_flight=1)) == [Done()]
+    assert {texts[-1] for texts in brevo.messages.values()} == {"New"}
+
+
 @pytest.mark.parametrize("verify", [False, True])
 def test_withdrawing_deletes_what_was_sent_and_skips_what_is_pending(
     time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo, verify: bool
@@ -1165,6 +1276,24 @@ def test_withdrawing_up_to_a_moment_leaves_later_ones_and_the_pending(
     after = Counter(states(memory).values())
     assert after[State.WITHDRAWN] == 90
     assert after[State.SENT] == found[State.SENT] - 90
+
+
+def test_a_withdrawal_ends_although_a_killed_sender_never_comes_back(
+    time: Time, memory: MemoryLedger, simulation: Simulation, brevo: Brevo
+) -> None:
+    campaign(memory, rows(*range(9)))
+    killed = sender(memory, time, rate=Rate(requests_per_hour=100))(False)
+    step = killed.next()
+    assert isinstance(step, Send)
+
+    def make(resumed: bool) -> WithdrawEngine:
+        engine = WithdrawEngine(memory, "c", rules(), clock=time, random=lambda: 0.5)
+        engine.begin()
+        return engine
+
+    assert simulation.run(make, hours=1) == [Done()]
+    doubts = len(step.requests)
+    assert Counter(states(memory).values()) == {State.IN_DOUBT: doubts, State.SKIPPED: 9 - doubts}
 
 
 def test_rows_that_a_running_send_gives_back_are_taken_back_too(

@@ -655,6 +655,18 @@ def test_whoever_must_not_be_written_to_is_skipped_by_reason_and_others_take_the
     }
 
 
+def test_two_who_exclude_the_same_at_once_leave_nobody_of_them_out(ledger: Ledger) -> None:
+    audience(ledger, people(1))
+    excluded = [f"v{number}" for number in range(2500)]
+
+    def meanwhile() -> Iterator[str]:
+        yield from excluded[:2400]
+        assert ledger.exclude("c", excluded) == 2500
+        yield from excluded[2400:]
+
+    assert ledger.exclude("c", meanwhile()) == 2500
+
+
 def test_excluding_replaces_what_was_excluded_before_and_concerns_one_campaign(ledger: Ledger) -> None:
     audience(ledger, people(1, 2), "c")
     audience(ledger, people(1, 2), "d")

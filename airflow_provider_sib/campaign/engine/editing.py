@@ -40,6 +40,7 @@ from airflow_provider_sib.campaign.ledger import (
     Json,
     Ledger,
     State,
+    Text,
     new_token,
 )
 from airflow_provider_sib.campaign.report import hours
@@ -265,9 +266,10 @@ class _EditEngine(Work):
                 self._queue.appendleft(request)
                 return
             case Fate.UNKNOWN:
-                self._tries[request] += 1
+                # What opens an outage says nothing of this message.
+                self._tries[request] += self._outage.row != IN_A_ROW
                 if self._tries[request] < IN_A_ROW:
-                    self._queue.appendleft(request)
+                    self._queue.append(request)
                     return
                 plan.failed = outcome.reason or "no_answer"
             case Fate.REFUSED:
@@ -359,15 +361,25 @@ class UpdateEngine(_EditEngine):
     A row whose newest text is the one it shows costs no request.
     """
 
-    def begin(self, announcement: Announcement | None) -> Campaign:
+    _between: tuple[int, dict[int, Announcement]] | None = None
+
+    def begin(self, announcement: Announcement | None, *, by: str | None = None) -> Campaign:
         """Make this the campaign's text.
 
         :param announcement: what it says from now on; None, when going on: what it says by now.
+        :param by: names who makes it, through all tries. Who has made a text already goes on with the newest: a try
+            that comes after another's newer text must not put the older one back.
         """
-        if announcement is None:
+        made = by is not None and any(
+            revision.text.body.get("by") == by for revision in self._ledger.revisions(self._campaign_id)
+        )
+        if announcement is None or made:
             campaign = self._ledger.campaign(self._campaign_id)
         else:
-            campaign = self._ledger.revise(self._campaign_id, text_of(announcement))
+            text = text_of(announcement)
+            if by is not None:
+                text = Text(text.digest, {**text.body, "by": by})
+            campaign = self._ledger.revise(self._campaign_id, text)
         self._revision = campaign.revision
         self._synchronise(self._ledger.now_ms())
         return campaign
@@ -381,12 +393,29 @@ class UpdateEngine(_EditEngine):
         except RecipientError:
             return EditResult(row.rank, State.SENT, row.message_ids, reason=UNRENDERABLE)
         hashed = text_hash(text)
-        if hashed == row.text_hash:
+        if hashed == row.text_hash and not self._may_show_another(row, campaign):
             return EditResult(row.rank, State.SENT, row.message_ids, revision=campaign.revision)
         if not row.message_ids:
             return EditResult(row.rank, State.SENT, (), reason=NO_MESSAGE_ID)
         puts: set[Request] = {Put(row.rank, message_id, text) for message_id in row.message_ids}
         return _Plan(row, campaign.revision, hashed, puts)
+
+    def _may_show_another(self, row: Delivery, campaign: Campaign) -> bool:
+        """Tell whether an edit to a text in between may have been carried out, and not been recorded."""
+        if row.revision == campaign.revision - 1:
+            return False
+        if self._between is None or self._between[0] != campaign.revision:
+            revisions = self._ledger.revisions(self._campaign_id)
+            texts = {one.revision: Announcement.from_dict(one.text.body) for one in revisions}
+            self._between = campaign.revision, texts
+        for revision in range(row.revision + 1, campaign.revision):
+            try:
+                text = self._between[1][revision].render(row, row.variant)
+            except RecipientError:  # nobody could put it there
+                continue
+            if text_hash(text) != row.text_hash:
+                return True
+        return False
 
     def _result(self, plan: _Plan) -> EditResult:
         row = plan.row

@@ -98,6 +98,7 @@ class SendEngine(Work):
         self._resent = 0
         self._wake_ms: int | None = None
         self._zones: _Zones | None = None
+        self._fraction = 1.0
 
     def begin(self, *, resumed: bool, fraction: float = 1.0, retry_failed: bool = False) -> Campaign:
         """Begin a run, or go on with the one that was interrupted to wait.
@@ -132,6 +133,9 @@ class SendEngine(Work):
         if resumed:
             self._swept = max(0, self._lease_expired() - self._base.get(LEASE_EXPIRED, 0))
             self._run[State.IN_DOUBT] = max(0, self._run[State.IN_DOUBT] - self._swept)
+        self._fraction = fraction
+        if resumed:  # somebody may have let more through meanwhile
+            fraction = max(fraction, campaign.fraction)
         # What a fraction lets through depends on how many there are, so it is counted anew each time.
         if campaign.fraction != fraction or (fraction != 1 and not resumed):
             ledger.set_fraction(campaign_id, fraction)
@@ -330,7 +334,7 @@ class SendEngine(Work):
         """Look what is left to do."""
         rules, now_ms = self.rules, cycled.now_ms
         if rules.not_after_ms is not None and now_ms >= rules.not_after_ms:
-            while self._ledger.skip_pending(self._campaign_id, NOT_AFTER):
+            while self._ledger.skip_pending(self._campaign_id, NOT_AFTER, held_back=False):
                 pass
         backlog = self._ledger.backlog(self._campaign_id)
         if backlog.zones:
@@ -351,6 +355,10 @@ class SendEngine(Work):
         if backlog.sending:
             return self._wait("sending", (backlog.lease_until_ms or now_ms) + 100)
         if rules.resend_doubts and self._resent < IN_A_ROW and self._resend():
+            return None
+        if backlog.held_back and cycled.campaign.fraction < self._fraction:
+            # A canary that began later has narrowed it.
+            self._ledger.set_fraction(self._campaign_id, self._fraction)
             return None
         if not backlog.held_back and not self._ledger.finish(self._campaign_id):
             return self._wait("sending", now_ms + 1000)

@@ -335,12 +335,17 @@ class MemoryLedger:
         with self._lock:
             return self._grant(use, self.now_ms())
 
-    def skip_pending(self, campaign_id: str, reason: str, *, limit: int = 2000) -> int:
+    def skip_pending(
+        self, campaign_id: str, reason: str, *, held_back: bool = True, limit: int = 2000
+    ) -> int:
         """See :meth:`Ledger.skip_pending`."""
         with self._lock:
             book, now_ms, done = self._book(campaign_id), self.now_ms(), 0
+            upto = None if held_back else book.campaign.limit_rank
             for zone in list(book.pending):
                 while done < limit and (rank := book.first_pending(zone)) is not None:
+                    if upto is not None and rank > upto:
+                        break
                     row = book.rows[rank]
                     book.put(replace(row, state=State.SKIPPED, reason=reason, at_ms=now_ms))
                     done += 1
@@ -352,6 +357,7 @@ class MemoryLedger:
             book, now_ms = self._book(cycle.campaign_id), self.now_ms()
             if book.editor not in (0, cycle.editor) and book.editor_until_ms > now_ms:
                 return EditorBusy(now_ms, book.editor_until_ms)
+            self._sweep(book, [], now_ms)
             granted = self._grant(cycle.quota, now_ms)
             book.editor = cycle.editor if cycle.lease_seconds else 0
             book.editor_until_ms = now_ms + round(cycle.lease_seconds * 1000)

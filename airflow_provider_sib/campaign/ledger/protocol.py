@@ -154,13 +154,21 @@ class Ledger(Protocol):
     def quota(self, use: QuotaUse) -> Granted:
         """Apply a pace to a quota row and count the holder's ``flying + permits``; for single calls."""
 
-    def skip_pending(self, campaign_id: str, reason: str, *, limit: int = 2000) -> int:
-        """Skip pending rows, held back ones too, in chunks; call until it returns 0."""
+    def skip_pending(
+        self, campaign_id: str, reason: str, *, held_back: bool = True, limit: int = 2000
+    ) -> int:
+        """Skip pending rows in chunks; call until it returns 0.
+
+        :param held_back: those too that only a larger fraction would let through.
+        """
 
     # changing what was sent
 
     def edit(self, cycle: EditCycle) -> Edited | EditorBusy:
-        """Take or keep the editor's place, record edits and deletions, ask for permits: one transaction."""
+        """Take or keep the editor's place, record edits and deletions, put expired leases in doubt, ask for permits.
+
+        One transaction.
+        """
 
     def sent(
         self,

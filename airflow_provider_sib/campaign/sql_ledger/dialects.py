@@ -19,7 +19,7 @@ class Dialect:
     :param next_in_zone: rows of one state and zone up to a rank, so that only that index can give their order.
         PostgreSQL would walk the primary key past everything that is done, were zone a constant.
     :param missing: end of an INSERT that leaves alone what is there; with a column to name for MySQL.
-    :param generation: end of an INSERT of a suppression that renews its generation instead.
+    :param generation: end of an INSERT of a suppression that raises its generation instead.
     """
 
     name: str
@@ -48,7 +48,7 @@ DIALECTS = {
         todo="sib_delivery INDEXED BY sib_delivery_todo",
         next_in_zone=_PLAIN_NEXT,
         missing="ON CONFLICT DO NOTHING",
-        generation="ON CONFLICT (scope, hash) DO UPDATE SET gen = excluded.gen",
+        generation="ON CONFLICT (scope, hash) DO UPDATE SET gen = MAX(gen, excluded.gen)",
     ),
     "postgresql": Dialect(
         name="postgresql",
@@ -61,7 +61,7 @@ DIALECTS = {
         todo="sib_delivery",
         next_in_zone="(zone, seq) > (:zone, :after) AND (zone, seq) <= (:zone, :upto) ORDER BY zone, seq",
         missing="ON CONFLICT DO NOTHING",
-        generation="ON CONFLICT (scope, hash) DO UPDATE SET gen = excluded.gen",
+        generation="ON CONFLICT (scope, hash) DO UPDATE SET gen = GREATEST(sib_suppress.gen, excluded.gen)",
     ),
     "mysql": Dialect(
         name="mysql",
@@ -74,7 +74,7 @@ DIALECTS = {
         todo="sib_delivery FORCE INDEX (sib_delivery_todo)",
         next_in_zone=_PLAIN_NEXT,
         missing="ON DUPLICATE KEY UPDATE {0} = {0}",
-        generation="ON DUPLICATE KEY UPDATE gen = VALUES(gen)",
+        generation="ON DUPLICATE KEY UPDATE gen = GREATEST(gen, VALUES(gen))",
     ),
 }
 DIALECTS["mariadb"] = DIALECTS["mysql"]

@@ -180,9 +180,13 @@ class SqlLedger:
         """See :meth:`Ledger.quota`."""
         return self._database.write(lambda tx: quotas.grant(tx, use, tx.now_ms()))
 
-    def skip_pending(self, campaign_id: str, reason: str, *, limit: int = CHUNK) -> int:
+    def skip_pending(
+        self, campaign_id: str, reason: str, *, held_back: bool = True, limit: int = CHUNK
+    ) -> int:
         """See :meth:`Ledger.skip_pending`."""
-        return self._database.write(lambda tx: settling.skip_pending(tx, campaign_id, reason, limit=limit))
+        return self._database.write(
+            lambda tx: settling.skip_pending(tx, campaign_id, reason, held_back=held_back, limit=limit)
+        )
 
     # changing what was sent
 

@@ -8,7 +8,7 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-from airflow_provider_sib.campaign.ledger import FORGOTTEN, Suppression, UnknownCampaign, flaw_of, new_token
+from airflow_provider_sib.campaign.ledger import FORGOTTEN, Suppression, UnknownCampaign, flaw_of
 from airflow_provider_sib.campaign.sql_ledger import books, deliveries, parts
 from airflow_provider_sib.campaign.sql_ledger.database import CHUNK, Database, Row, Transaction, chunks
 
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 def exclude(database: Database, campaign_id: str, visitor_ids: Iterable[str]) -> int:
     """See :meth:`Ledger.exclude`."""
-    database.read(lambda tx: books.look(tx, campaign_id))
-    gen = new_token()
+
+    def begin(tx: Transaction) -> int:
+        books.look(tx, campaign_id)
+        newest = "SELECT COALESCE(MAX(gen), 0) FROM sib_suppress WHERE scope = :scope"
+        return int(tx.row(newest, scope=campaign_id)[0]) + 1
+
+    # Two tasks may read their lists at once. Whoever began later wins; who began together leave out both lists.
+    gen = database.read(begin)
 
     def add(tx: Transaction, *, hashes: list[str]) -> None:
         now_ms = tx.now_ms()
@@ -35,7 +41,7 @@ def exclude(database: Database, campaign_id: str, visitor_ids: Iterable[str]) ->
     def end(tx: Transaction) -> int:
         books.lock(tx, campaign_id)
         tx.run(
-            "DELETE FROM sib_suppress WHERE scope = :scope AND gen <> :gen",
+            "DELETE FROM sib_suppress WHERE scope = :scope AND gen < :gen",
             scope=campaign_id,
             gen=gen,
         )

@@ -45,7 +45,7 @@ def cycle(tx: Transaction, cycle: Cycle) -> Cycled:
             granted = Granted(now_ms, quotas.locked(tx, use), len(mine))
             return Cycled(now_ms, book.campaign, tuple(mine), {}, 0, 0, granted)
     recorded = _record(tx, book, cycle.results) if cycle.results else 0
-    swept, sweep_at = _sweep(tx, book)
+    swept, sweep_at = sweep(tx, book)
     quota, permits = paced(use, quotas.locked(tx, use), now_ms)
     claimed: list[Delivery] = []
     skipped: Counter[str] = Counter()
@@ -157,7 +157,7 @@ def _record(tx: Transaction, book: books.Book, results: Sequence[Result]) -> int
     return recorded
 
 
-def _sweep(tx: Transaction, book: books.Book) -> tuple[int, int | None]:
+def sweep(tx: Transaction, book: books.Book) -> tuple[int, int | None]:
     """Put expired leases in doubt; return how many, and when the next one can expire."""
     if book.sweep_at_ms is None or book.sweep_at_ms > book.now_ms:
         return 0, book.sweep_at_ms

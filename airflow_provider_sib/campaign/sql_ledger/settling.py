@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_provider_sib.campaign.ledger import RETRYABLE, SETTLED, SETTLEMENTS, State
+from airflow_provider_sib.campaign.ledger import RANKS, RETRYABLE, SETTLED, SETTLEMENTS, State
 from airflow_provider_sib.campaign.sql_ledger import books, deliveries
 from airflow_provider_sib.campaign.sql_ledger.database import CHUNK, Database, Transaction
 
@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-def skip_pending(tx: Transaction, campaign_id: str, reason: str, *, limit: int = CHUNK) -> int:
+def skip_pending(
+    tx: Transaction, campaign_id: str, reason: str, *, held_back: bool = True, limit: int = CHUNK
+) -> int:
     """See :meth:`Ledger.skip_pending`."""
     book, done = books.lock(tx, campaign_id), 0
+    upto = RANKS - 1 if held_back or book.campaign.limit_rank is None else book.campaign.limit_rank
     for zone in deliveries.occupied(tx, book, State.PENDING):
-        page = deliveries.page(tx, book, State.PENDING, zone, limit=limit - done, columns="seq")
+        page = deliveries.page(tx, book, State.PENDING, zone, upto=upto, limit=limit - done, columns="seq")
         if page:
             deliveries.skip(tx, book, {reason: [seq for (seq,) in page]})
             done += len(page)
