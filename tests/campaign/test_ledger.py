@@ -965,6 +965,16 @@ def test_deliveries_are_listed_beyond_a_page(ledger: Ledger) -> None:
     assert len(list(ledger.deliveries("c", states=[PENDING, SENT]))) == 1203
 
 
+def test_newcomers_of_a_new_time_zone_disturb_nobody_who_iterates(ledger: Ledger) -> None:
+    audience(ledger, people(*range(1203)), each_run=True)
+    reading = ledger.deliveries("c")
+    first = next(reading)
+    ledger.enrol("c", [Enrolment("new", 12_025, "w", timezone="Asia/Tokyo")])
+    met = {row.visitor_id: row.timezone for row in (first, *reading)}
+    assert met.items() >= {f"v{n}": None for n in range(1203)}.items()
+    assert met.get("w", "Asia/Tokyo") == "Asia/Tokyo"
+
+
 # people
 
 

@@ -77,6 +77,10 @@ def read(
             last=max(told),
         ):
             extras[seq].append(message)
+    zones = book.zones
+    if any(row[4] >= len(zones) for row in rows):
+        # Newcomers have brought a time zone since the book was read.
+        zones = books.look(tx, book.campaign.campaign_id).zones
     if claimed is not None:
         now = (int(State.SENDING), None, *claimed, book.campaign.revision)
         rows = [(*row[:7], *now, *row[12:14], book.now_ms) for row in rows]
@@ -86,7 +90,7 @@ def read(
             key=key,
             visitor_id=visitor,
             variables=None if variables is None else json.loads(variables),
-            timezone=book.zones[zone],
+            timezone=zones[zone],
             locale=locale,
             variant=variant,
             state=State(state),
