@@ -410,6 +410,22 @@ def test_a_purged_campaign_leaves_no_row_behind(sql_house: House) -> None:
             assert conn.exec_driver_sql(f"SELECT COUNT(*) FROM sib_{table}").scalar_one() == 0, table
 
 
+def test_a_purge_while_the_claims_are_counted_takes_none_away(server_house: House) -> None:
+    """Fewer than the pin says would make the ledger an older copy of itself."""
+    ledger, other = server_house.open(), server_house.open()
+    audience(ledger, people(*range(3)))
+    cycle(ledger, 3)
+    ledger.set_status("c", CampaignStatus.ABORTED)
+
+    def purge(*_: Any) -> None:
+        assert other.purge("c") is None
+
+    sa.event.listen(engine_of(ledger), "after_cursor_execute", purge, once=True)
+    assert ledger.identity().claims == 3
+    assert other.campaigns() == []
+    assert ledger.identity().claims == 3
+
+
 # clocks
 
 

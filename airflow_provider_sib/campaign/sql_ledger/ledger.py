@@ -37,7 +37,6 @@ from airflow_provider_sib.campaign.sql_ledger import (
     campaigns,
     editing,
     enrolment,
-    facts,
     figures,
     parts,
     people,
@@ -93,10 +92,14 @@ class SqlLedger:
         """See :meth:`Ledger.identity`."""
 
         def work(tx: Transaction) -> Identity:
-            meta = facts.known(tx)
-            claims = tx.row("SELECT COALESCE(SUM(claims), 0) FROM sib_campaign")[0]
-            total = int(claims) + int(meta["purged_claims"])
-            return Identity(self._ledger_id, int(meta["schema"]), total, self._warnings)
+            # One statement sees both counts at one moment: a purge moves claims from the one to the other.
+            rows = tx.rows(
+                "SELECT k, v, (SELECT COALESCE(SUM(claims), 0) FROM sib_campaign) FROM sib_meta"
+                " WHERE k IN ('schema', 'purged_claims')"
+            )
+            meta = {name: int(value) for name, value, _ in rows}
+            total = int(rows[0][2]) + meta["purged_claims"]
+            return Identity(self._ledger_id, meta["schema"], total, self._warnings)
 
         return self._database.read(work)
 
