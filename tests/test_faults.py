@@ -687,6 +687,19 @@ def campaigning(sandbox: Sandbox, tmp_path: Path, wall: list[float]) -> Iterator
 
 
 @fault(
+    "The certificates that `REQUESTS_CA_BUNDLE` names are not there, or broken",
+    "nothing is begun, nobody is in doubt; the task fails for good and names the file and the variable",
+)
+def test_certificates_that_are_not_there_leave_nobody_in_doubt(campaigning, monkeypatch):
+    campaigning.begin()
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/not-there.pem")
+    client = lambda: AsyncConversationsClient(api_key=KEY, base_url="https://brevo.invalid/v3")  # noqa: E731
+    with pytest.raises(InvalidRequest, match=r"REQUESTS_CA_BUNDLE names /not-there\.pem"):
+        Courier(campaigning.engine(), client, max_in_flight=4).run()
+    assert campaigning.states() == {State.PENDING: 200}
+
+
+@fault(
     "The clock of the ledger jumps back by an hour",
     "nobody notices: everybody is reached once, none in doubt",
 )

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random as random_module
-import ssl
 import sys
 from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import aiohttp
@@ -65,7 +63,7 @@ class AsyncConversationsClient:
     :param max_connections: requests under way at the same time; others wait, within their time limit.
     :param sleep: waits for a number of seconds.
     :param random: a number from 0 to 1 at each call.
-    :raises InvalidRequest: if the key or a URL can't be right.
+    :raises InvalidRequest: if the key, a URL, or the environment's ``REQUESTS_CA_BUNDLE`` can't be right.
     """
 
     def __init__(
@@ -173,7 +171,7 @@ class AsyncConversationsClient:
     def _open(self) -> aiohttp.ClientSession:
         target = self._destination
         self._session = aiohttp.ClientSession(
-            connector=_Connector(limit=self._max_connections, ssl=_certificates(target.ca_bundle)),
+            connector=_Connector(limit=self._max_connections, ssl=target.certificates or True),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
             # Proxies were read by `destination`; the environment's netrc must never add a password.
@@ -219,17 +217,6 @@ class _Connector(aiohttp.TCPConnector):
         attempt = _attempt.get()
         attempt.begun, attempt.transport = True, connection.transport
         return connection
-
-
-def _certificates(ca_bundle: str | None) -> ssl.SSLContext | bool:
-    if ca_bundle is None:
-        return True
-    context = ssl.create_default_context()
-    if Path(ca_bundle).is_dir():
-        context.load_verify_locations(capath=ca_bundle)
-    else:
-        context.load_verify_locations(cafile=ca_bundle)
-    return context
 
 
 async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:

@@ -64,7 +64,7 @@ class ConversationsClient:
         once.
     :param sleep: waits for a number of seconds.
     :param random: a number from 0 to 1 at each call.
-    :raises InvalidRequest: if the key or a URL can't be right.
+    :raises InvalidRequest: if the key, a URL, or the environment's ``REQUESTS_CA_BUNDLE`` can't be right.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Read every answer and decide every repetition, for both clients; no input or output happens here.
+"""Read every answer and decide every repetition, for both clients; nothing is sent or waited for here.
 
 :func:`exchange` asks its driver for one effect after the other: perform a :class:`Request`, or sleep. Whoever
 drives it needs no knowledge of statuses, headers or bodies. What is not known: how Brevo words a refusal. Nothing
@@ -12,9 +12,11 @@ import json
 import os
 import random as random_module
 import re
+import ssl
 import zlib
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -139,6 +141,7 @@ class Destination:
     :param headers: sent with every request.
     :param proxy: URL of the proxy, or None.
     :param ca_bundle: path of the certificates to trust, or None for the usual ones.
+    :param certificates: the same, read and ready for TLS.
     :param secrets: what no error may show: the API key, then the proxy's password.
     """
 
@@ -146,6 +149,7 @@ class Destination:
     headers: Mapping[str, str] = field(repr=False)
     proxy: str | None = field(repr=False)
     ca_bundle: str | None
+    certificates: ssl.SSLContext | None = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False)
 
 
@@ -157,7 +161,7 @@ def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecur
     :param proxy: URL of an HTTP proxy; None asks the environment (``https_proxy``, ``no_proxy`` and so on), except
         for a loopback address.
     :param allow_insecure_http: allows plain http to other machines.
-    :return: the destination.
+    :return: the destination, with the certificates that the environment names.
     :raises InvalidRequest: if one of them can't be right.
     """
     if not isinstance(api_key, str) or not api_key.strip():
@@ -192,6 +196,10 @@ def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecur
         proxy = f"http://{proxy}"
     if proxy and not _is_http(proxy):
         _misconfigured("the proxy is no HTTP proxy; give a URL such as http://proxy.example.com:3128")
+    # Broken certificates harm nobody where there is no TLS, as with the sandbox.
+    ca_bundle, certificates = (
+        _trusted() if "https" in (url.scheme, urlsplit(proxy or "").scheme) else (None, None)
+    )
     return Destination(
         base_url=base_url.rstrip("/"),
         headers={
@@ -204,10 +212,28 @@ def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecur
             "user-agent": f"airflow-provider-sib/{__version__}",
         },
         proxy=proxy or None,
-        # What requests reads by itself, both clients shall heed.
-        ca_bundle=os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or None,
+        ca_bundle=ca_bundle,
+        certificates=certificates,
         secrets=(api_key, *_passwords(proxy)),
     )
+
+
+def _trusted() -> tuple[str | None, ssl.SSLContext | None]:
+    """Read the certificates of the environment now: no message may be under way when they turn out to be broken."""
+    # What requests reads by itself, both clients shall heed.
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if path := os.environ.get(variable):
+            try:
+                context = ssl.create_default_context()
+                where = "capath" if Path(path).is_dir() else "cafile"
+                context.load_verify_locations(**{where: path})
+            except OSError as error:
+                _misconfigured(
+                    f"the environment's {variable} names {path}, from which no certificates can be read "
+                    f"({error.strerror}); mend that file, correct the variable, or unset it"
+                )
+            return path, context
+    return None, None
 
 
 def _is_http(proxy: str) -> bool:

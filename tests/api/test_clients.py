@@ -366,6 +366,27 @@ def test_a_company_certificate_is_trusted_by_both_clients_through_one_variable(
     assert at(server, connect).perform(SEND).value.id == "m"
 
 
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"], ids=["gone", "empty", "broken"])
+def test_certificates_that_cannot_be_read_are_refused_by_both_clients(
+    connect, environment, tmp_path, variable, content
+):
+    bundle = tmp_path / "company.pem"
+    if content is not None:
+        bundle.write_bytes(content)
+    environment.setenv(variable, str(bundle))
+    with pytest.raises(InvalidRequest) as caught:
+        connect(api_key=KEY, base_url="https://sib.invalid/v3")
+    for part in (variable, str(bundle), "unset it"):
+        assert part in str(caught.value)
+    assert "None" not in str(caught.value)
+
+
+def test_certificates_that_cannot_be_read_do_not_matter_without_tls(connect, peer, environment):
+    environment.setenv("REQUESTS_CA_BUNDLE", "/not-there.pem")
+    assert at(peer(answering()), connect).perform(SEND).value.id == "m"
+
+
 def reset_in_the_handshake(peer, sock):
     sock.recv(1)
     reset_at_once(peer, sock)
