@@ -36,8 +36,8 @@ Until = Literal["exists", "gone"] | dict[str, Any]
 # (https://developers.brevo.com/reference/sets-agents-status-to-online-for-23-minutes).
 PING_INTERVAL_SECONDS = 60.0
 
-# How soon a pause, a resume or an abort is seen. A read of one row; and no deferral may end within seconds, since
-# Airflow's supervisor of the deferred task has not left yet.
+# How soon a pause, a resume or an abort is seen: a read of one row and of the clock. No deferral ends earlier either,
+# for Airflow's supervisor of the deferred task lingers for seconds, and a task that goes on meanwhile is failed.
 STATUS_INTERVAL_SECONDS = 10.0
 # How often a task looks after a paused campaign whose ledger the triggerer cannot read.
 BLIND_WAIT_SECONDS = 600.0
@@ -187,16 +187,16 @@ class AgentOnlineTrigger(BaseTrigger):
 
 
 class CampaignTrigger(BaseTrigger):
-    """Wait for a moment, for a campaign to be resumed, or to be aborted: whichever comes first.
+    """Wait for a moment, for a campaign to be resumed, aborted or purged: whichever comes first.
 
-    Yields ``{"woken_by": "moment" | "status"}``. It reads the campaign's status in the ledger, and sends nothing.
-    While that cannot be read from here (a file on the workers' machine, a database that is down) the moment
-    counts, or for a paused campaign a look by the task itself now and then.
+    Yields ``{"woken_by": "moment" | "status"}``, never at once. It reads the campaign's status and the clock in the
+    ledger, and sends nothing. While those cannot be read from here (a file on the workers' machine, a database that
+    is down) the moment counts, or for a paused campaign a look by the task itself now and then.
 
     :param campaign_id: the campaign.
     :param ledger_conn_id: Airflow connection of the ledger's database; None: the file in ``AIRFLOW_HOME``.
     :param ledger_id: id of the ledger the task has; another one is not read.
-    :param until: seconds since 1970; None: until the campaign is resumed.
+    :param until: seconds since 1970 on the ledger's clock; None: until the campaign is resumed.
     """
 
     def __init__(
@@ -208,6 +208,8 @@ class CampaignTrigger(BaseTrigger):
         self.ledger_id = ledger_id
         self.until = until
         self._may_answer_later = False
+        # Seconds by which this machine's clock was ahead of the ledger's when that was last read.
+        self._ahead = 0.0
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Give what makes this trigger anew elsewhere."""
@@ -228,17 +230,20 @@ class CampaignTrigger(BaseTrigger):
         if until is None and ledger is None:
             until = time.time() + BLIND_WAIT_SECONDS
         try:
+            wait = STATUS_INTERVAL_SECONDS
             while True:
-                left = STATUS_INTERVAL_SECONDS if until is None else until - time.time()
-                await asyncio.sleep(max(0.0, min(STATUS_INTERVAL_SECONDS, left)))
-                if until is not None and time.time() >= until:
-                    yield TriggerEvent({"woken_by": "moment"})
-                    return
+                await asyncio.sleep(wait)
                 if ledger is None and self._may_answer_later:
                     ledger = await self._ledger()
                 if ledger is not None and await self._woken_by_status(ledger):
                     yield TriggerEvent({"woken_by": "status"})
                     return
+                if until is not None:
+                    left = until - (time.time() - self._ahead)
+                    if left <= 0:
+                        yield TriggerEvent({"woken_by": "moment"})
+                        return
+                    wait = min(STATUS_INTERVAL_SECONDS, left)
         finally:
             if ledger is not None:
                 await asyncio.to_thread(ledger.close)
@@ -269,13 +274,18 @@ class CampaignTrigger(BaseTrigger):
             return None
 
     async def _woken_by_status(self, ledger: Ledger) -> bool:
-        from airflow_provider_sib.campaign.ledger import CampaignStatus, LedgerError
+        from airflow_provider_sib.campaign.ledger import CampaignStatus, LedgerError, UnknownCampaign
 
         try:
             status = (await asyncio.to_thread(ledger.campaign, self.campaign_id)).status
+            now_ms = await asyncio.to_thread(ledger.now_ms)
+        except UnknownCampaign:
+            # Purged: that is for the task to say.
+            return True
         except LedgerError as error:
             self.log.warning("Campaign %s: %s", self.campaign_id, error)
             return False
+        self._ahead = time.time() - now_ms / 1000
         if status is CampaignStatus.PAUSED:
             return False
         return status is not CampaignStatus.RUNNING or self.until is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,13 +15,17 @@ from airflow.models.trigger import Trigger
 from airflow_provider_sib import triggers
 from airflow_provider_sib.campaign.announcement import Announcement
 from airflow_provider_sib.campaign.engine import open_campaign
+from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 from airflow_provider_sib.hooks import SibConversationsHook
 from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger
 from airflow_provider_sib.triggers import AgentOnlineTrigger, CampaignTrigger, MessageTrigger
 
+from .campaign.conftest import make_database
+
 AGENT = "d9nKoegKSjmCtyK78"
 VISITOR = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
 CONN = "sib_conversations_default"
+BEHIND_SECONDS = 2
 
 
 def message_trigger(message_id, until="exists", interval=0.01, kind="pushed"):
@@ -168,17 +173,51 @@ class TestCampaignTrigger:
         ledger.close()
         return ledger_id
 
-    def trigger(self, ledger_id, seconds=None):
+    @pytest.fixture
+    def behind(self, monkeypatch):
+        """The same on a PostgreSQL whose clock is behind this machine's."""
+        database, engine, drop = make_database("postgresql")
+        place = drop.split()[2]
+        # A function of its own is found before that of the server.
+        url = database.url.update_query_dict({"options": f"-csearch_path={place},pg_catalog"})
+        with engine.connect() as conn:
+            conn.exec_driver_sql(
+                f"CREATE FUNCTION {place}.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS"
+                f" $$ SELECT pg_catalog.clock_timestamp() - interval '{BEHIND_SECONDS} seconds' $$"
+            )
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_LEDGER", url.set(drivername="postgres").render_as_string(hide_password=False)
+        )
+        ledger = SqlLedger(url)
+        open_campaign(ledger, "release", binding={}, announcement=Announcement("Hi!"))
+        yield ledger.identity().ledger_id
+        ledger.close()
+        with engine.connect() as conn:
+            conn.exec_driver_sql(drop)
+        engine.dispose()
+
+    def trigger(self, ledger_id, seconds=None, ledger_conn_id=None):
         until = None if seconds is None else datetime.now(UTC).timestamp() + seconds
-        return CampaignTrigger("release", ledger_conn_id=None, ledger_id=ledger_id, until=until)
+        return CampaignTrigger("release", ledger_conn_id=ledger_conn_id, ledger_id=ledger_id, until=until)
 
     async def test_wakes_at_its_moment(self, ledger_id):
         trigger = self.trigger(ledger_id, seconds=0.2)
         assert await event_of(trigger) == {"woken_by": "moment"}
         assert datetime.now(UTC).timestamp() >= trigger.until
 
-    async def test_a_moment_that_has_passed_wakes_it_at_once(self, ledger_id):
-        assert await event_of(self.trigger(ledger_id, seconds=-5)) == {"woken_by": "moment"}
+    @pytest.mark.parametrize("watched", [True, False])
+    async def test_a_moment_that_has_passed_wakes_it_but_not_at_once(self, ledger_id, watched, monkeypatch):
+        """Airflow fails a task that goes on while the supervisor of its last slice still lingers."""
+        monkeypatch.setattr(triggers, "STATUS_INTERVAL_SECONDS", 0.5)
+        trigger = self.trigger(ledger_id if watched else "another", seconds=-5)
+        began = time.monotonic()
+        assert await event_of(trigger) == {"woken_by": "moment"}
+        assert time.monotonic() - began >= 0.5
+
+    async def test_its_moment_is_one_of_the_ledgers_clock(self, behind):
+        trigger = self.trigger(behind, seconds=0.2, ledger_conn_id="ledger")
+        assert await event_of(trigger) == {"woken_by": "moment"}
+        assert datetime.now(UTC).timestamp() - BEHIND_SECONDS >= trigger.until
 
     @pytest.mark.parametrize("seconds", [None, 3600])
     async def test_wakes_when_the_campaign_is_aborted(self, ledger_id, campaigns, seconds):
@@ -188,6 +227,12 @@ class TestCampaignTrigger:
         await asyncio.sleep(0.2)
         assert not waiting.done()
         campaigns.abort("release")
+        assert await waiting == {"woken_by": "status"}
+
+    async def test_wakes_when_the_campaign_is_purged(self, ledger_id, campaigns):
+        waiting = asyncio.create_task(event_of(self.trigger(ledger_id, seconds=3600)))
+        campaigns.abort("release")
+        campaigns.purge("release")
         assert await waiting == {"woken_by": "status"}
 
     async def test_of_a_paused_campaign_wakes_when_it_is_resumed(self, ledger_id, campaigns):
