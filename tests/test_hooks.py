@@ -127,9 +127,12 @@ class TestConnection:
             {"proxy": 1.5},
             {"agent_id": ["a", 1]},
             {"agent_id": "a", "group_id": "g"},
+            {"allowed_visitor": "qa-*"},
+            {"ALLOWED_VISITORS": "qa-*"},
+            {"allowed_visitors": "qa-*", "proxies": "http://proxy"},
         ],
     )
-    def test_a_wrong_extra_that_says_who_writes_to_whom_is_refused(self, extra):
+    def test_a_wrong_or_misspelt_extra_that_says_who_writes_to_whom_is_refused(self, extra):
         with pytest.raises(AirflowFailException, match=next(reversed(extra))):
             settings(extra=extra)
 

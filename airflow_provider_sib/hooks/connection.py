@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from airflow_provider_sib.api.wire import Retries
 
 
+GUARDS = ("allowed_visitors", "proxy", "agent_id", "group_id")
+"""Extras that choose who is written to, in whose name and by which way; sending without one would do harm."""
+
+
 class VisitorNotAllowed(ConversationsError):
     """A message was not sent since the connection's extra ``allowed_visitors`` leaves its visitor out."""
 
@@ -65,8 +69,7 @@ class ConnectionSettings:
         """Read a connection; what is wrong is listed in ``problems`` and takes the default meanwhile.
 
         :param connection: of type ``sib_conversations``.
-        :raises AirflowFailException: when it has no API key, or one of its extras that choose who is written
-            to, in whose name and by which way cannot be read: sending without it would do harm.
+        :raises AirflowFailException: when it has no API key, or one of :data:`GUARDS` cannot be read or is misspelt.
         """
         extras, problems = _read_extras(connection.extra_dejson)
         api_key = (connection.password or "").strip()
@@ -75,12 +78,7 @@ class ConnectionSettings:
                 f"Connection {connection.conn_id!r} has no API key: put the key that Brevo shows under "
                 "SMTP & API > API keys into its password field."
             )
-        harmful = [
-            problem
-            for name, problem in problems.items()
-            if name in ("allowed_visitors", "proxy", "agent_id", "group_id")
-        ]
-        if harmful:
+        if harmful := [problem for name, problem in problems if name in GUARDS]:
             raise AirflowFailException(f"Connection {connection.conn_id!r}: {' '.join(harmful)}")
         patterns = extras["allowed_visitors"] or ""
         return cls(
@@ -95,7 +93,7 @@ class ConnectionSettings:
             group_id=extras["group_id"],
             allowed_visitors=tuple(p for p in (part.strip() for part in patterns.split(",")) if p),
             allow_insecure_http=extras["allow_insecure_http"],
-            problems=tuple(problems.values()),
+            problems=tuple(problem for _, problem in problems),
         )
 
     def allows(self, visitor_id: str) -> bool:
@@ -234,24 +232,27 @@ def _base_url(connection: Connection) -> str:
     return f"{url.scheme}://{netloc}{'/v3' if path == '/' else path}"
 
 
-def _read_extras(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Coerce a connection's extras by the table of the form; a URI connection gives all of them as strings."""
+def _read_extras(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Coerce a connection's extras by the table of the form; a URI connection gives all of them as strings.
+
+    :return: the extras; and what is wrong, with the extra that it concerns.
+    """
     extras = {name: spec["schema"].get("default") for name, spec in CONN_FIELDS.items()}
-    problems = {}
+    problems = []
     for name, value in given.items():
         if name not in CONN_FIELDS:
-            near = difflib.get_close_matches(name, CONN_FIELDS, n=1)
+            near = difflib.get_close_matches(name.lower(), CONN_FIELDS, n=1)
             known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(CONN_FIELDS)}."
-            problems[name] = f"The extra {name!r} is unknown; {known}"
+            problems.append((near[0] if near else name, f"The extra {name!r} is unknown; {known}"))
         elif value is not None and value != "":
             try:
                 extras[name] = _coerce(CONN_FIELDS[name]["schema"], value)
             except (TypeError, ValueError) as error:
-                problems[name] = (
-                    f"The extra {name!r} must be {error}, not a {type(value).__name__} of that form."
-                )
+                wrong = f"The extra {name!r} must be {error}, not a {type(value).__name__} of that form."
+                problems.append((name, wrong))
     if extras["agent_id"] and extras["group_id"]:
-        problems["group_id"] = "The extras 'agent_id' and 'group_id' exclude each other: give one of them."
+        both = "The extras 'agent_id' and 'group_id' exclude each other: give one of them."
+        problems.append(("group_id", both))
     return extras, problems
 
 
