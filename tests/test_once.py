@@ -67,23 +67,28 @@ def test_a_doubt_is_sent_again_where_the_author_says_so(send, sib_sandbox):
     assert len(texts(sib_sandbox)) == 2
 
 
-def test_who_must_not_be_written_to_is_skipped(send, sib_sandbox):
+def test_who_must_not_be_written_to_is_skipped_for_good_under_this_key(send, sib_sandbox):
     with CampaignHook() as hook:
         hook.suppress([VISITOR])
-    with pytest.raises(AirflowSkipException, match="suppressed"):
-        send()
+        with pytest.raises(AirflowSkipException, match=r"suppressed.*another once_key.*campaigns unsuppress"):
+            send()
+        hook.unsuppress([VISITOR])
+        with pytest.raises(AirflowSkipException, match="stays skipped"):
+            send()
     assert texts(sib_sandbox) == []
+    assert send("order-17-again")["id"]
 
 
-def test_what_brevo_refuses_fails_and_is_tried_again_by_hand(send, sib_sandbox):
+def test_what_brevo_refuses_is_tried_again_by_hand_with_its_first_text(send, sib_sandbox):
     sib_sandbox.configure(max_text_length=5)
     for _ in range(2):
-        with pytest.raises(AirflowFailException, match="campaigns retry once:adhoc_airflow"):
+        with pytest.raises(AirflowFailException, match=r"another once_key.*campaigns retry once:adhoc_air"):
             send()
     sib_sandbox.configure(max_text_length=None)
     with CampaignHook() as hook:
         assert hook.retry("once:adhoc_airflow.tell") == 1
-    assert send()["id"]
+    assert send(text="A mended text")["id"]
+    assert texts(sib_sandbox) == ["Your order has shipped."]
 
 
 def test_withdrawn_by_id_it_stays_sent(send, sib_sandbox):

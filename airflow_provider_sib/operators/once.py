@@ -84,7 +84,11 @@ def _result(delivery: Delivery, task: CampaignTask, once_key: str) -> dict[str, 
         case State.SENT | State.WITHDRAWN:
             return {"id": delivery.message_ids[0] if delivery.message_ids else None, **told}
         case State.SKIPPED:
-            raise AirflowSkipException(f"Not sent: {delivery.reason}.")
+            raise AirflowSkipException(
+                f"Not sent: {delivery.reason}. This once key stays skipped. To write after all, take another "
+                "once_key; where the visitor is on the ledger's list, first take them off: "
+                f"`{task.place.command('campaigns', 'unsuppress', 'VISITOR')}`."
+            )
         case State.IN_DOUBT:
             raise AirflowFailException(
                 f"Nobody knows whether the message of this once key was delivered ({delivery.reason}), so it is not "
@@ -94,6 +98,7 @@ def _result(delivery: Delivery, task: CampaignTask, once_key: str) -> dict[str, 
             )
         case _:
             raise AirflowFailException(
-                f"The message of this once key was refused by Brevo: {delivery.reason}. When that is mended: "
-                f"`{task.place.command('campaigns', 'retry', task.campaign_id)}`, and clear this task."
+                f"The message of this once key was refused: {delivery.reason}. Its text and sender stay those of the "
+                "first try: to change them, take another once_key. If Brevo or the account was at fault, run "
+                f"`{task.place.command('campaigns', 'retry', task.campaign_id)}` and clear this task."
             )
