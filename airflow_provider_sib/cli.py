@@ -20,7 +20,14 @@ from typing import IO, TYPE_CHECKING, Any
 from airflow_provider_sib._compat import AirflowException, AirflowFailException
 from airflow_provider_sib.campaign.ledger import Campaign, CampaignStatus, Delivery, LedgerError, State
 from airflow_provider_sib.campaign.report import duration, seconds_left, seconds_until_reset
-from airflow_provider_sib.hooks.campaign import CampaignHook, LedgerPlace, Pin, look
+from airflow_provider_sib.hooks.campaign import (
+    CampaignHook,
+    LedgerPlace,
+    Pin,
+    look,
+    refuse_a_file_not_shared,
+    refuse_to_begin_anew,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -577,19 +584,22 @@ def _show_ledger(hook: CampaignHook, options: argparse.Namespace, out: IO[str]) 
         pin = Pin.read(place)
     except AirflowFailException as error:
         pin, verdict = None, error
-    url = place.url()
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+    if place.is_file and not Path(place.url().database or "").exists():
+        refuse_a_file_not_shared(place)
         if pin is None and verdict is None:
             raise ValueError(f"There is no ledger yet: {_where(place)}. The first task that sends makes it.")
         raise ValueError(
             f"There is no ledger on this machine: {_where(place)}. There was one, and it is pinned."
         )
     identity = look(place)
-    if pin is not None:
-        try:
+    try:
+        refuse_a_file_not_shared(place)
+        if pin is not None:
             pin.check(identity, place)
-        except AirflowFailException as error:
-            verdict = error
+        elif verdict is None:
+            refuse_to_begin_anew(place, identity)
+    except AirflowFailException as error:
+        verdict = error
     if options.json:
         facts = {
             "place": _where(place),
@@ -625,8 +635,7 @@ def _adopt(hook: CampaignHook, options: argparse.Namespace, out: IO[str]) -> int
         pinned = f"{pin.ledger_id}, with {pin.claims:,} messages begun" if pin else "none"
     except AirflowFailException:
         pinned = "one that can't be read"
-    url = place.url()
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+    if place.is_file and not Path(place.url().database or "").exists():
         here = "none: an empty one is made"
     else:
         identity = look(place)

@@ -344,6 +344,29 @@ def test_a_wrong_ledger_is_refused_by_all_commands_until_it_is_adopted(campaign,
     assert ran("ledger", "show")[0] == 0
 
 
+def test_a_file_that_not_all_tasks_share_is_trouble(campaign, ran, tmp_path, monkeypatch):
+    open_ledger(FILE, to_send=True).close()
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    status, out, err = ran("ledger", "show")
+    assert (status, "Tasks" in out) == (1, False)
+    assert "needs a ledger that all tasks share" in only_sentence(err)
+    status, out, _ = ran("ledger", "show", "--json")
+    assert (status, "executor is CeleryExecutor" in json.loads(out)["trouble"]) == (1, True)
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "new"))
+    assert "needs a ledger that all tasks share" in only_sentence(ran("ledger", "show")[2])
+
+
+def test_an_empty_database_beside_a_file_that_has_sent_is_trouble(hook, ran, tmp_path, monkeypatch):
+    fields = {"conn_type": "sqlite", "host": str(tmp_path / "other.db")}
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps(fields))
+    open_ledger(LedgerPlace("other"), to_send=False).close()
+    Pin("of the file", 7).write(FILE)
+    status, out, err = ran("ledger", "show", "--ledger-conn-id", "other")
+    assert (status, "Tasks" in out) == (1, False)
+    assert "has begun 7 messages with the one in a file" in only_sentence(err)
+    assert ran("ledger", "show", "--ledger-conn-id", "other", "--json")[0] == 1
+
+
 def test_adopting_says_what_is_here_and_what_was_pinned(campaign, ran):
     Pin("another", 1234).write(FILE)
     _, _, err = ran("ledger", "adopt", typed="n\n")

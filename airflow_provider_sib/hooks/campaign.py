@@ -84,6 +84,11 @@ class LedgerPlace:
         """The Airflow Variable that says which ledger is the right one here."""
         return f"airflow_provider_sib_ledger_{self.conn_id or 'file'}"
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a SQLite file."""
+        return self.url().get_backend_name() == "sqlite"
+
     def url(self) -> URL:
         """Give the database's address, with its password.
 
@@ -239,23 +244,18 @@ def open_ledger(
     :raises AirflowFailException: when it is not the right one, or not safe to send with.
     :raises LedgerUnavailable: when its database does not answer.
     """
-    in_a_file = place.url().get_backend_name() == "sqlite"
-    if to_send and in_a_file and (reason := tasks_run_elsewhere()):
-        raise AirflowFailException(
-            f"A campaign needs a ledger that all tasks share, and the one here is a file on one machine: "
-            f"{reason}. Set [sib] ledger_conn_id (or the operator's ledger_conn_id) to an Airflow connection of "
-            "type postgres or mysql. Nothing was sent."
-        )
+    if to_send:
+        refuse_a_file_not_shared(place)
     pin = Pin.read(place)
     # One that was never reached is rather a mistake in its connection, to be told at once.
-    waits = to_send and pin is not None and not in_a_file
+    waits = to_send and pin is not None and not place.is_file
     ledger = _open_in_time(place, sleep, clock) if waits else _open(place, create=create)
     try:
         identity = ledger.identity()
         if pin is not None:
             pin.check(identity, place)
         elif to_send:
-            _refuse_to_begin_anew(place, identity)
+            refuse_to_begin_anew(place, identity)
             Pin(identity.ledger_id, identity.claims).write(place)
             if (kept := Pin.read(place)) is None:
                 raise RuntimeError(f"Airflow did not keep the Variable {place.pin_key!r}; nothing is sent.")
@@ -266,7 +266,20 @@ def open_ledger(
     return ledger
 
 
-def _refuse_to_begin_anew(place: LedgerPlace, identity: Identity) -> None:
+def refuse_a_file_not_shared(place: LedgerPlace) -> None:
+    """Refuse a ledger in a file where tasks may run on several machines.
+
+    :raises AirflowFailException: with the way out.
+    """
+    if place.is_file and (reason := tasks_run_elsewhere()):
+        raise AirflowFailException(
+            f"A campaign needs a ledger that all tasks share, and the one here is a file on one machine: "
+            f"{reason}. Set [sib] ledger_conn_id (or the operator's ledger_conn_id) to an Airflow connection of "
+            "type postgres or mysql. Nothing was sent."
+        )
+
+
+def refuse_to_begin_anew(place: LedgerPlace, identity: Identity) -> None:
     """Refuse a database's empty ledger where campaigns were sent with the one in a file, which it knows nothing of.
 
     :raises AirflowFailException: with the way out.
