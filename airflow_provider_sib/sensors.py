@@ -9,6 +9,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_provider_sib._compat import AirflowFailException, conf
 from airflow_provider_sib.api.errors import NotFound, RateLimited
+from airflow_provider_sib.arguments import boolean, number
 from airflow_provider_sib.hooks import SibConversationsHook, failing_for_good
 from airflow_provider_sib.hooks.campaign import CampaignHook
 from airflow_provider_sib.links import CampaignLink
@@ -57,7 +58,8 @@ class MessageSensor(BaseSensorOperator):
         super().__init__(poke_interval=poke_interval, **kwargs)
         if kind not in ("pushed", "agent"):
             raise ValueError(f'kind must be "pushed" or "agent", not {kind!r}.')
-        if deferrable and self.poke_interval < 10:
+        self.deferrable = boolean("deferrable", deferrable)
+        if self.deferrable and self.poke_interval < 10:
             raise ValueError(
                 f"poke_interval is {self.poke_interval:g} s; a deferrable sensor needs 10 or more, since Airflow "
                 "fails a task that comes back from its deferral within seconds."
@@ -66,7 +68,6 @@ class MessageSensor(BaseSensorOperator):
         self.kind = kind
         self.until = until
         self.sib_conn_id = sib_conn_id
-        self.deferrable = deferrable
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - the signature is Airflow's
         """Look once."""
@@ -145,10 +146,8 @@ class CampaignSensor(BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(mode=mode, **kwargs)
-        if not 0 < settled_share <= 1:
-            raise ValueError(f"settled_share must be above 0 and at most 1, not {settled_share!r}.")
         self.campaign_id = campaign_id
-        self.settled_share = settled_share
+        self.settled_share = number("settled_share", settled_share, above=0, most=1)
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> Any:

@@ -27,12 +27,14 @@ from sqlalchemy import select
 from airflow_provider_sib import triggers
 from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
 from airflow_provider_sib.campaign import (
+    CampaignAudience,
     CsvAudience,
     FrequencyCap,
     RowsAudience,
     SendWindow,
     Variant,
 )
+from airflow_provider_sib.hooks.campaign import Pin
 from airflow_provider_sib.operators import (
     SendCampaignOperator,
     UpdateCampaignOperator,
@@ -664,6 +666,37 @@ class TestResult:
         assert "hours at 100 calls an hour" in said
         assert sandbox.state()["requests"]["total"] == 0
         assert campaigns.list() == []
+
+    def test_a_rehearsal_makes_no_ledger_and_pins_none(self, campaigns):
+        execute(send(dry_run=True))
+        assert not Path(campaigns.place.url().database).exists()
+        assert Pin.read(campaigns.place) is None
+
+    def test_a_rehearsal_reads_whom_an_earlier_campaign_reached(self, campaigns, logged):
+        follow_up = send(campaign_id="next", audience=CampaignAudience("release"), dry_run=True)
+        with pytest.raises(AirflowFailException, match="no campaign 'release'"):
+            execute(follow_up)
+        execute(send(3))
+        assert execute(follow_up)["usable"] == 3
+        assert [campaign.campaign_id for campaign in campaigns.list()] == ["release"]
+
+    def test_a_rehearsal_counts_with_the_reserve_of_the_task(self, logged):
+        execute(send(100, dry_run=True, reserve="90"))
+        assert "9 hours at 100 calls an hour" in logged()
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"fraction": "nonsense"},
+            {"reserve": "many"},
+            {"max_in_flight": 0},
+            {"not_after": "tomorrow"},
+            {"holdout": 1},
+        ],
+    )
+    def test_a_rehearsal_refuses_what_a_real_run_does(self, wrong):
+        with pytest.raises(AirflowFailException, match=next(iter(wrong))):
+            execute(send(dry_run=True, **wrong))
 
     def test_nothing_of_a_visitor_and_no_key_is_logged(self, run, sandbox, logged, caplog):
         caplog.set_level(logging.INFO)

@@ -266,6 +266,22 @@ def open_ledger(
     return ledger
 
 
+def open_ledger_to_rehearse(place: LedgerPlace) -> Ledger:
+    """Open the ledger for a run that sends nothing: none is made or pinned.
+
+    :return: the ledger; where there is none, an empty one in memory.
+    :raises AirflowFailException: when it is not the right one, or not safe to send with.
+    :raises LedgerUnavailable: when its database does not answer.
+    """
+    from airflow_provider_sib.campaign.ledger import LedgerMissing, MemoryLedger
+
+    refuse_a_file_not_shared(place)
+    try:
+        return open_ledger(place, to_send=False, create=False)
+    except LedgerMissing:
+        return MemoryLedger()
+
+
 def refuse_a_file_not_shared(place: LedgerPlace) -> None:
     """Refuse a ledger in a file where tasks may run on several machines.
 

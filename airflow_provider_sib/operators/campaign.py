@@ -8,7 +8,6 @@ the deferral's own arguments.
 from __future__ import annotations
 
 import json
-import math
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
@@ -17,6 +16,7 @@ from urllib.parse import quote
 from airflow.sdk import Asset, AssetAlias, BaseOperator
 
 from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
+from airflow_provider_sib.arguments import boolean, number, whole
 from airflow_provider_sib.hooks import SibConversationsHook, defer_after_seconds
 from airflow_provider_sib.links import CampaignLink
 from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
@@ -101,7 +101,7 @@ class CampaignTask:
         from airflow_provider_sib.campaign.pacing import Rate
 
         settings = self.settings
-        kept_back = settings.reserve_calls if reserve is None else _whole("reserve", reserve, least=0)
+        kept_back = settings.reserve_calls if reserve is None else whole("reserve", reserve, least=0)
         self.reserve = kept_back
         return Rules(
             account=settings.conn_id,
@@ -228,19 +228,26 @@ def opened(
     sib_conn_id: str,
     ledger_conn_id: str | None,
     deferrable: bool,
+    rehearses: bool = False,
 ) -> Iterator[CampaignTask]:
     """Open the connection and the right ledger; at the end keep how far it has come, whatever happened.
 
+    :param rehearses: whether nothing will be sent: then no ledger is made, and none is pinned.
     :raises AirflowFailException: when the author has to choose or mend something; the message says what.
     """
     from airflow_provider_sib.api.errors import InvalidRequest
     from airflow_provider_sib.campaign.audience import AudienceError
     from airflow_provider_sib.campaign.engine import CampaignRefused, TooManyBadRows
     from airflow_provider_sib.campaign.ledger import UnknownCampaign
-    from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger, pin_progress
+    from airflow_provider_sib.hooks.campaign import (
+        LedgerPlace,
+        open_ledger,
+        open_ledger_to_rehearse,
+        pin_progress,
+    )
 
     place = LedgerPlace.configured(ledger_conn_id)
-    ledger = open_ledger(place, to_send=True)
+    ledger = open_ledger_to_rehearse(place) if rehearses else open_ledger(place, to_send=True)
     try:
         yield CampaignTask(
             operator,
@@ -263,7 +270,8 @@ def opened(
         raise AirflowFailException(str(error)) from error
     finally:
         try:
-            pin_progress(ledger, place)
+            if not rehearses:
+                pin_progress(ledger, place)
         finally:
             ledger.close()
 
@@ -300,7 +308,7 @@ class _CampaignOperator(BaseOperator):
         self.campaign_id = campaign_id
         self.sib_conn_id = sib_conn_id
         self.ledger_conn_id = ledger_conn_id
-        self.deferrable = deferrable
+        self.deferrable = boolean("deferrable", deferrable)
         self._task: CampaignTask | None = None
 
     def render_template(
@@ -328,7 +336,7 @@ class _CampaignOperator(BaseOperator):
         if self._task is not None:
             self._task.stop()
 
-    def _opened(self, context: Context) -> AbstractContextManager[CampaignTask]:
+    def _opened(self, context: Context, *, rehearses: bool = False) -> AbstractContextManager[CampaignTask]:
         """Open the connection and the right ledger; see :func:`opened`."""
         CampaignLink().keep(self, context)
         return opened(
@@ -337,6 +345,7 @@ class _CampaignOperator(BaseOperator):
             sib_conn_id=self.sib_conn_id,
             ledger_conn_id=self.ledger_conn_id,
             deferrable=self.deferrable,
+            rehearses=rehearses,
         )
 
     def _finish(self, context: Context, told: Report, **more: Any) -> dict[str, Any]:
@@ -486,11 +495,11 @@ class SendCampaignOperator(_CampaignOperator):
         self.frequency_cap = frequency_cap
         self.not_after = not_after
         self.suppress = _wrapped(suppress)
-        self.send_in_backfill = _boolean("send_in_backfill", send_in_backfill)
-        self.retry_failed = _boolean("retry_failed", retry_failed)
+        self.send_in_backfill = boolean("send_in_backfill", send_in_backfill)
+        self.retry_failed = boolean("retry_failed", retry_failed)
         self.on_doubt = _one_of("on_doubt", on_doubt, "hold", "resend")
-        self.max_bad_rows = int(_number("max_bad_rows", max_bad_rows, least=0))
-        self.max_failure_share = _number("max_failure_share", max_failure_share, least=0, most=1)
+        self.max_bad_rows = whole("max_bad_rows", max_bad_rows, least=0)
+        self.max_failure_share = number("max_failure_share", max_failure_share, least=0, most=1)
         self.reserve = reserve
         self.max_in_flight = max_in_flight
         # BaseOperator.dry_run() only renders the templates; a rehearsal does more, under the name people know.
@@ -501,13 +510,20 @@ class SendCampaignOperator(_CampaignOperator):
         resumed = event is not None
         if _is_backfill(context) and not self.send_in_backfill:
             raise AirflowSkipException("A backfill sends nothing; send_in_backfill=True would.")
-        with self._opened(context) as self._task:
+        rehearses = self._rehearses()
+        with self._opened(context, rehearses=rehearses) as self._task:
             task = self._task
-            if _boolean("dry_run", self.dry_run):
-                return self._rehearse(task)
+            if rehearses:
+                return self._rehearse(task, context)
             engine = self._begin(task, context, resumed=resumed)
             task.drive(engine, max_in_flight=self._in_flight())
             return self._result(task, engine, context)
+
+    def _rehearses(self) -> bool:
+        try:
+            return boolean("dry_run", self.dry_run)
+        except ValueError as error:
+            raise AirflowFailException(str(error)) from error
 
     def _announcement(self) -> Announcement:
         from airflow_provider_sib.campaign.announcement import Announcement
@@ -567,7 +583,7 @@ class SendCampaignOperator(_CampaignOperator):
         engine = SendEngine(ledger, self.campaign_id, rules)
         engine.begin(
             resumed=resumed,
-            fraction=_number("fraction", self.fraction, above=0, most=1),
+            fraction=number("fraction", self.fraction, above=0, most=1),
             retry_failed=self.retry_failed,
         )
         return engine
@@ -594,11 +610,11 @@ class SendCampaignOperator(_CampaignOperator):
     def _enroller(self, announcement: Announcement) -> Enroller:
         from airflow_provider_sib.campaign.announcement import Enroller
 
-        holdout = _number("holdout", self.holdout, least=0)
+        holdout = number("holdout", self.holdout, least=0)
         return Enroller(self.campaign_id, announcement, once_per=self.once_per, holdout=holdout)
 
     def _in_flight(self) -> int:
-        return _whole("max_in_flight", self.max_in_flight, least=1, most=1000)
+        return whole("max_in_flight", self.max_in_flight, least=1, most=1000)
 
     def _read(self, audience: Any, ledger: Ledger) -> Iterator[Row | BadRow]:
         from airflow_provider_sib.campaign import audience_of
@@ -620,13 +636,20 @@ class SendCampaignOperator(_CampaignOperator):
             "on_doubt": self.on_doubt,
         }
 
-    def _rehearse(self, task: CampaignTask) -> dict[str, Any]:
+    def _rehearse(self, task: CampaignTask, context: Context) -> dict[str, Any]:
         """Read and render everything, and change nothing."""
         from airflow_provider_sib.campaign.announcement import RecipientError
         from airflow_provider_sib.campaign.audience import BadRow
         from airflow_provider_sib.campaign.report import hours_table
 
         enroller = self._enroller(self._announcement())
+        # What a real run would refuse, a rehearsal does.
+        number("fraction", self.fraction, above=0, most=1)
+        rules = task.rules(
+            reserve=self.reserve,
+            max_in_flight=self._in_flight(),
+            not_after_ms=_moment_ms("not_after", self.not_after, context),
+        )
         usable, held_out, bad = 0, 0, 0
         for row in self._read(self.audience, task.ledger):
             try:
@@ -640,7 +663,7 @@ class SendCampaignOperator(_CampaignOperator):
                 continue
             usable += 1
             held_out += enrolment.skip is not None
-        hours = hours_table(usable - held_out, reserve=task.settings.reserve_calls)
+        hours = hours_table(usable - held_out, reserve=rules.rate.reserve)
         self.log.info(
             "A rehearsal of campaign %s; nothing was sent. %d rows: %d usable, %d of them held out, %d unusable. "
             "It would take %s.",
@@ -693,7 +716,7 @@ class _EditOperator(_CampaignOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.max_failure_share = _number("max_failure_share", max_failure_share, least=0, most=1)
+        self.max_failure_share = number("max_failure_share", max_failure_share, least=0, most=1)
         self.reserve = reserve
         self.max_in_flight = max_in_flight
 
@@ -753,7 +776,7 @@ class _EditOperator(_CampaignOperator):
         return self._finish(context, told, run=run, quota_limit=limit, quota_left=left)
 
     def _in_flight(self) -> int:
-        return _whole("max_in_flight", self.max_in_flight, least=1, most=1000)
+        return whole("max_in_flight", self.max_in_flight, least=1, most=1000)
 
 
 class UpdateCampaignOperator(_EditOperator):
@@ -860,7 +883,7 @@ class WithdrawCampaignOperator(_EditOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.sent_before = sent_before
-        self.verify = _boolean("verify", verify)
+        self.verify = boolean("verify", verify)
 
     def execute(
         self,
@@ -908,40 +931,6 @@ def _one_of(name: str, value: str, *allowed: str) -> str:
     if value not in allowed:
         raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}.")
     return value
-
-
-def _boolean(name: str, value: Any) -> bool:
-    """Read a truth value, also from a template: the text "False" is false."""
-    words = {"true": True, "false": False}
-    known = value if isinstance(value, bool) else words.get(str(value).strip().lower())
-    if known is None:
-        raise ValueError(f"{name} must be True or False, not {value!r}.")
-    return known
-
-
-def _number(
-    name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
-) -> float:
-    """Read a number, also from a template."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (least <= number <= most and number > above):
-        bounds = [
-            f"at least {least:g}" if least > -math.inf else "",
-            f"above {above:g}" if above > -math.inf else "",
-            f"at most {most:g}" if most < math.inf else "",
-        ]
-        raise ValueError(f"{name} must be a number {' and '.join(filter(None, bounds))}, not {value!r}.")
-    return number
-
-
-def _whole(name: str, value: Any, *, least: int, most: float = math.inf) -> int:
-    number = _number(name, value, least=least, most=most)
-    if number != int(number):
-        raise ValueError(f"{name} must be a whole number, not {value!r}.")
-    return int(number)
 
 
 def _moment_ms(name: str, value: Any, context: Context) -> int | None:

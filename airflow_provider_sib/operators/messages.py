@@ -23,6 +23,7 @@ from airflow_provider_sib.api.errors import (
     TransportError,
     UnexpectedResponse,
 )
+from airflow_provider_sib.arguments import boolean
 from airflow_provider_sib.hooks import SibConversationsHook, VisitorNotAllowed, failing_for_good
 from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
 
@@ -353,7 +354,7 @@ class DeleteMessageOperator(_OfKindOperator):
 
     def __init__(self, *, missing_ok: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.missing_ok = missing_ok
+        self.missing_ok = boolean("missing_ok", missing_ok)
 
     def _run(self, hook: SibConversationsHook, context: Context) -> dict[str, Any]:  # noqa: ARG002 - shared signature
         delete = hook.delete_pushed_message if self.kind == "pushed" else hook.delete_message
