@@ -434,6 +434,16 @@ class TestRefused:
         assert run(lambda: bad(max_bad_rows=1)) == SUCCESS
         assert told(sandbox) == {"ann": 1, "cid": 1}
         assert campaigns.report("release").bad_rows == 1
+        said = logged()
+        assert "Line 3 has no visitor id in column 'visitor_id'; it is left out." in said
+        assert "Bob" not in said
+
+    def test_of_many_bad_rows_left_out_the_first_twenty_are_named(self, logged):
+        audience = [*rows(1), *({"visitor_id": ""} for _ in range(30))]
+        execute(send(audience=audience, max_bad_rows=30))
+        said = logged()
+        assert [int(line) for line in re.findall(r"Line (\d+) has", said)] == [*range(2, 22)]
+        assert "30 unusable rows left out" in said
 
     def test_a_list_of_the_suppressed_that_can_not_be_read_whole(self, sandbox):
         """The broken line may name somebody who has asked not to be written to."""

@@ -569,6 +569,7 @@ class SendCampaignOperator(_CampaignOperator):
                 self._read(self.audience, ledger),
                 enroller,
                 max_bad_rows=self.max_bad_rows,
+                tell=lambda row: self.log.warning("Line %d %s; it is left out.", row.line, row.reason),
             )
             self.log.info(
                 "Campaign %s: %d enrolled now, %d in all; %d duplicates and %d unusable rows left out.",

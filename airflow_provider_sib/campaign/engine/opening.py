@@ -18,7 +18,7 @@ from airflow_provider_sib.campaign.ledger import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 
 BAD_ROWS_NAMED = 20
@@ -120,6 +120,7 @@ def enrol(
     enroller: Enroller,
     *,
     max_bad_rows: int = 0,
+    tell: Callable[[BadRow], None] | None = None,
 ) -> Enrolled:
     """Take an audience into a campaign, or nobody.
 
@@ -128,7 +129,8 @@ def enrol(
 
     :param rows: from :func:`~airflow_provider_sib.campaign.audience.read`.
     :param enroller: draws and renders.
-    :param max_bad_rows: unusable rows that are left out without a word.
+    :param max_bad_rows: unusable rows that are left out.
+    :param tell: is called with the first 20 of them, when the others are enrolled.
     :raises TooManyBadRows: when there are more.
     """
     count = 0
@@ -152,4 +154,8 @@ def enrol(
         if count > max_bad_rows:
             raise TooManyBadRows(count, max_bad_rows, named)
 
-    return ledger.enrol(campaign_id, usable(), bad_rows=lambda: count)
+    enrolled = ledger.enrol(campaign_id, usable(), bad_rows=lambda: count)
+    if tell is not None:
+        for row in named:
+            tell(row)
+    return enrolled
