@@ -6,6 +6,11 @@ import threading
 from dataclasses import replace
 
 import pytest
+from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.models.team import Team
+from airflow.utils.session import create_session
+from sqlalchemy import delete
 
 from airflow_provider_sib.campaign.ledger import CampaignStatus, Enrolment, MemoryLedger, Text
 from airflow_provider_sib.page import views
@@ -87,12 +92,32 @@ def test_a_chart_has_a_bounded_number_of_points():
 
 
 def test_a_campaign_of_no_dag_takes_the_right_to_all_dags(airflow_db, monkeypatch):
-    """Airflow's auth managers are asked for one DAG, or, where none is named, for all."""
+    """FAB's auth manager, asked without a DAG, tells whether there is any that may be read."""
 
     class OnlyMine:
         def is_authorized_dag(self, *, method, user, access_entity=None, details=None):
-            named = details is not None and details.id == "mine"
-            return named if details is not None or access_entity is None else True
+            return details is None or details.id == "mine"
 
     monkeypatch.setattr("airflow_provider_sib.page.access.get_auth_manager", OnlyMine)
     assert permitted("user", "GET", ["mine", "other", None]) == {"mine"}
+
+
+@pytest.mark.skipif(not hasattr(Team, "get_all_team_names"), reason="Airflow 3.1 has no teams yet")
+def test_with_teams_a_dag_that_airflow_no_longer_has_is_shown_to_who_is_in_all_of_them(
+    airflow_db, monkeypatch
+):
+    monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+    monkeypatch.setattr("airflow_provider_sib.page.access.get_auth_manager", SimpleAuthManager)
+    asked = ["vanished", None]
+    with create_session() as session:
+        session.add_all([Team(name="ours"), Team(name="theirs")])
+    try:
+        one, all_ = (
+            SimpleAuthManagerUser(username="u", role="viewer", teams=teams)
+            for teams in (["ours"], ["ours", "theirs"])
+        )
+        assert permitted(one, "GET", asked) == set()
+        assert permitted(all_, "GET", asked) == set(asked)
+    finally:
+        with create_session() as session:
+            session.execute(delete(Team))
