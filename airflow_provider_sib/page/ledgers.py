@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from airflow_provider_sib._compat import AirflowFailException
 from airflow_provider_sib.campaign.ledger import LedgerMissing, LedgerUnavailable
-from airflow_provider_sib.hooks.campaign import CampaignHook, LedgerPlace, Pin
+from airflow_provider_sib.hooks.campaign import CampaignHook, LedgerPlace, Pin, open_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +27,9 @@ KEEP_SECONDS = 30.0
 
 FAILED_SECONDS = 3.0
 """How long a failure is believed in, so that pages which ask again don't pile up before a dead server."""
+
+OPENING_SECONDS = 2.0
+"""How long to wait for a ledger that somebody else is opening; each who waits takes a thread of the API server."""
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +69,8 @@ class Shelf:
         self._clock = clock
         self._lock = Lock()
         self._held: dict[str | None, _Held] = {}
+        # One for each place, kept while somebody opens it: a database that is silent must not stop the others.
+        self._openings: WeakValueDictionary[str | None, Lock] = WeakValueDictionary()
 
     @contextmanager
     def opened(self, ledger_conn_id: str | None) -> Iterator[CampaignHook]:
@@ -79,25 +87,37 @@ class Shelf:
         assert held.hook is not None  # noqa: S101  one of the two is there
         try:
             yield held.hook
-        except LedgerUnavailable as error:
+        except (LedgerUnavailable, NoConnectionFree) as error:
             self._drop(place, held)
             raise _unreachable(error, place) from error
 
     def _hold(self, place: LedgerPlace, *, named: bool) -> _Held:
         with self._lock:
+            opening = self._openings.setdefault(place.conn_id, Lock())
+        if not opening.acquire(timeout=OPENING_SECONDS):
+            raise _unreachable(
+                LedgerUnavailable(f"It has been silent for {OPENING_SECONDS:g} seconds."), place
+            )
+        try:
             held = self._held.get(place.conn_id)
             if held is not None and held.until > self._clock() and held.file == _file_of(held.hook):
                 return held
             if held is not None and held.hook is not None:
                 held.hook.close()
-            held = self._held[place.conn_id] = self._open(place, named=named)
+            held = self._open(place, named=named)
+            with self._lock:
+                self._held[place.conn_id] = held
             return held
+        finally:
+            opening.release()
 
     def _open(self, place: LedgerPlace, *, named: bool) -> _Held:
         hook = CampaignHook(place.conn_id, create=False)
         try:
             if named and place != LedgerPlace.configured(None) and Pin.read(place) is None:
                 raise UnknownLedger(place.conn_id)
+            # Not by the hook's own cached property: Python 3.11 makes one of those at a time, whichever hook's it is.
+            vars(hook)["ledger"] = open_ledger(place, to_send=False, create=False)
             hook.ledger.now_ms()
         except UnknownLedger:
             raise
@@ -160,6 +180,8 @@ def _unreachable(error: Exception, place: LedgerPlace) -> Unreachable:
                     ),
                 ),
             )
+        case NoConnectionFree():
+            return _unreachable(LedgerUnavailable("Its connections all wait for an answer."), place)
         case LedgerUnavailable():
             where = f"of connection {place.conn_id!r}" if place.conn_id else "in AIRFLOW_HOME"
             return Unreachable(

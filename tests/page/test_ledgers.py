@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
+import time
+from contextlib import ExitStack, closing
 
 import pytest
 
 from airflow_provider_sib.campaign.ledger import Text
 from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 from airflow_provider_sib.hooks.campaign import LedgerPlace, Pin
-from airflow_provider_sib.page.ledgers import FAILED_SECONDS, KEEP_SECONDS, Shelf, UnknownLedger, Unreachable
+from airflow_provider_sib.page.ledgers import (
+    FAILED_SECONDS,
+    KEEP_SECONDS,
+    OPENING_SECONDS,
+    Shelf,
+    UnknownLedger,
+    Unreachable,
+)
 
 HERE = LedgerPlace(None)
 
@@ -155,3 +165,36 @@ def test_campaigns_are_shown_from_the_ledger_that_is_held_open(shelf, file):
     ledger.close()
     with shelf.opened(None) as hook:
         assert [campaign.campaign_id for campaign in hook.list()] == ["c"]
+
+
+def test_a_database_that_is_silent_stops_no_other_ledgers_page_and_its_own_only_briefly(
+    shelf, file, monkeypatch
+):
+    identity = make(file)
+    Pin(identity.ledger_id, 0).write(LedgerPlace("silent"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AIRFLOW_CONN_SILENT", f"postgres://ann@127.0.0.1:{silent.getsockname()[1]}/l")
+        first = threading.Thread(target=refusal, args=(shelf, "silent"))
+        first.start()
+        with closing(silent.accept()[0]):
+            began = time.monotonic()
+            assert opened(shelf).ledger_id == identity.ledger_id
+            assert refusal(shelf, "silent").title == "The ledger's database does not answer"
+            assert time.monotonic() - began < 2 * OPENING_SECONDS
+    first.join()
+
+
+def test_a_ledger_whose_connections_all_wait_is_said_not_to_answer(shelf, file):
+    make(file)
+
+    def ask_with_all_of_them():
+        with shelf.opened(None) as hook, ExitStack() as held:
+            engine = hook.ledger._database.engine
+            engine.pool._timeout = 0.01
+            while True:
+                held.enter_context(engine.connect())
+
+    with pytest.raises(Unreachable) as caught:
+        ask_with_all_of_them()
+    assert caught.value.title == "The ledger's database does not answer"
+    assert opened(shelf)
