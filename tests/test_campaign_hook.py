@@ -333,10 +333,11 @@ POSTGRES = {"login": "ann", "password": SECRET, "host": "db.example", "port": 54
                     "sslrootcert": "/ca.pem",
                     "cursor": "dictcursor",
                     "keepalives": 1,
+                    "tcp_user_timeout": 90000,
                 },
             ),
             "postgresql+psycopg2",
-            {"sslmode": "require", "sslrootcert": "/ca.pem", "keepalives": "1"},
+            {"sslmode": "require", "sslrootcert": "/ca.pem", "keepalives": "1", "tcp_user_timeout": "90000"},
         ),
         (
             f"mysql://ann:{quote(SECRET, safe='')}@db.example:5433/ledgers?charset=latin1",
@@ -347,10 +348,20 @@ POSTGRES = {"login": "ann", "password": SECRET, "host": "db.example", "port": 54
             connection_json(
                 conn_type="mysql",
                 **POSTGRES,
-                extra={"ssl": {"ca": "/ca.pem", "cert": "/c.pem", "key": "/k.pem"}, "local_infile": True},
+                extra={
+                    "ssl": {"ca": "/ca.pem", "cert": "/c.pem", "key": "/k.pem"},
+                    "local_infile": True,
+                    "read_timeout": 300,
+                },
             ),
             "mysql+pymysql",
-            {"charset": "utf8mb4", "ssl_ca": "/ca.pem", "ssl_cert": "/c.pem", "ssl_key": "/k.pem"},
+            {
+                "charset": "utf8mb4",
+                "ssl_ca": "/ca.pem",
+                "ssl_cert": "/c.pem",
+                "ssl_key": "/k.pem",
+                "read_timeout": "300",
+            },
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from airflow_provider_sib import triggers
 from airflow_provider_sib._compat import AirflowFailException
 from airflow_provider_sib.campaign.engine import Wait
 from airflow_provider_sib.campaign.ledger import LedgerUnavailable
+from airflow_provider_sib.campaign.sql_ledger import database
 from airflow_provider_sib.delivery import LEDGER_PATIENCE_SECONDS
 from airflow_provider_sib.hooks import CampaignHook
 from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger
@@ -39,12 +41,18 @@ PLACE = LedgerPlace("ledger")
 
 
 class Gate:
-    """A port that leads to a server while it is open; shut, it drops who is in and refuses who comes."""
+    """A port that leads to a server while it is open.
+
+    Shut, it drops who is in and refuses who comes. Hushed, it keeps everybody waiting: as a server does that is
+    frozen, or a proxy that has lost it.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._server = (host, port)
         self._ends: list[socket.socket] = []
         self._listener: socket.socket | None = None
+        self._carries = threading.Event()
+        self._carries.set()
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             self.port = one.getsockname()[1]
@@ -53,7 +61,11 @@ class Gate:
         self._listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._admit, args=(self._listener,), daemon=True).start()
 
+    def hush(self) -> None:
+        self._carries.clear()
+
     def shut(self) -> None:
+        self._carries.set()
         if self._listener is not None:
             # Only this wakes the thread that accepts.
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -76,10 +88,10 @@ class Gate:
             for source, target in ((inside, outside), (outside, inside)):
                 threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
 
-    @staticmethod
-    def _carry(source: socket.socket, target: socket.socket) -> None:
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                self._carries.wait()
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 
@@ -89,8 +101,8 @@ def gate(request: pytest.FixtureRequest, airflow_db: Any, monkeypatch: pytest.Mo
     """Give the gate to an empty ledger on a real server, the Airflow connection `ledger` to it, and no pin."""
     from airflow.models import Variable
 
-    database, engine, drop = make_database(request.param)
-    url = database.url
+    made_database, engine, drop = make_database(request.param)
+    url = made_database.url
     made = Gate(url.host or "", url.port or 0)
     connection = {
         "conn_type": {"postgresql": "postgres", "mariadb": "mysql"}[request.param],
@@ -146,7 +158,7 @@ class TestAtItsEnd:
 
     def test_a_task_is_deferred_as_it_meant_to_be(self, gate, sib_sandbox):
         with pytest.raises(TaskDeferred) as deferred:
-            come_to_an_end(gate, lambda task: task._defer(Wait("quota", 100.0, 1_900_000_000_000)))
+            come_to_an_end(gate, lambda task: task._defer(Wait("quota", 100.0, 1_900_000_000_000), None))
         assert deferred.value.trigger.until == 1_900_000_000
 
 
@@ -182,6 +194,42 @@ class TestAtItsBegin:
         gate.shut()
         with pytest.raises(LedgerUnavailable):
             open_ledger(PLACE, to_send=False, sleep=pytest.fail)
+
+
+class TestWhenItFallsSilent:
+    """For two seconds in place of a minute; without a limit it would be for hours."""
+
+    @pytest.fixture(autouse=True)
+    def _short_limits(self, gate, monkeypatch):
+        connection = json.loads(os.environ["AIRFLOW_CONN_LEDGER"])
+        connection["extra"] |= {"connect_timeout": 2, "read_timeout": 2}
+        monkeypatch.setattr(database, "SILENCE_SECONDS", 2.0)
+        monkeypatch.setenv("AIRFLOW_CONN_LEDGER", json.dumps(connection))
+
+    @pytest.mark.parametrize(
+        "look", [lambda ledger: ledger.now_ms(), lambda ledger: ledger.suppress(["v"], "asked")]
+    )
+    def test_it_counts_as_unavailable_in_time_and_is_there_again_afterwards(self, gate, airflow_db, look):
+        ledger = open_ledger(PLACE, to_send=False)
+        look(ledger)
+        gate.hush()
+        began = time.monotonic()
+        for _ in range(2):  # with the connection there was, and with a new one
+            with pytest.raises(LedgerUnavailable):
+                look(ledger)
+        assert time.monotonic() - began < 4 * 2 + 2
+        gate.shut()
+        gate.open()
+        look(ledger)
+        ledger.close()
+
+    def test_it_is_not_waited_for_longer_to_be_opened(self, gate, airflow_db):
+        open_ledger(PLACE, to_send=False).close()
+        gate.hush()
+        began = time.monotonic()
+        with pytest.raises(LedgerUnavailable):
+            open_ledger(PLACE, to_send=False)
+        assert time.monotonic() - began < 4 * 2
 
 
 class TestWhileItIsDeferred:

@@ -54,10 +54,12 @@ _DRIVERS = {
 _DRIVER_OPTIONS = {
     "postgresql+psycopg2": {
         "sslmode", "sslcert", "sslkey", "sslrootcert", "sslpassword", "application_name", "options",
-        "keepalives", "keepalives_idle", "target_session_attrs", "gssencmode",
+        "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout",
+        "connect_timeout", "target_session_attrs", "gssencmode",
     },
     "mysql+pymysql": {
         "ssl_ca", "ssl_capath", "ssl_cert", "ssl_key", "ssl_cipher", "ssl_check_hostname", "unix_socket",
+        "connect_timeout", "read_timeout", "write_timeout",
     },
 }  # fmt: skip
 _EXTRA_OF_DRIVER = {"postgresql+psycopg2": "postgres", "mysql+pymysql": "mysql"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import sqlite3
 import stat
 import threading
@@ -688,6 +690,27 @@ def test_postgresql_commits_synchronously_even_where_the_database_says_otherwise
         assert conn.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "on"
         assert conn.exec_driver_sql("SHOW transaction_isolation").scalar_one() == "read committed"
     ledger.close()
+
+
+def test_a_machine_that_is_gone_is_noticed_in_a_minute_unless_the_address_says_otherwise(
+    databases: Any,
+) -> None:
+    url = databases["postgresql"].url
+    own = url.update_query_dict(
+        {
+            "keepalives_idle": "7",
+            "tcp_user_timeout": "90000",
+            "options": url.query["options"] + " -cstatement_timeout=5min",
+        }
+    )
+    for address, idle, unanswered_ms, limit in ((url, 30, 60_000, "54s"), (own, 7, 90_000, "5min")):
+        ledger = SqlLedger(address)
+        with engine_of(ledger).connect() as conn:
+            assert conn.exec_driver_sql("SHOW statement_timeout").scalar_one() == limit
+            with socket.socket(fileno=os.dup(conn.connection.dbapi_connection.fileno())) as line:
+                assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle
+                assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == unanswered_ms
+        ledger.close()
 
 
 def test_mariadb_s_lazy_flush_is_reported(databases: Any) -> None:

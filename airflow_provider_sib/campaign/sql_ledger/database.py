@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +40,22 @@ CHUNK = 2000
 
 PATIENCE_SECONDS = 30.0
 """How long to wait for another writer before the ledger counts as unavailable."""
+
+SILENCE_SECONDS = 60.0
+"""When a server that says nothing counts as gone; longer than a lock is waited for."""
+
+LIMITS = {
+    # https://www.postgresql.org/docs/current/libpq-connect.html: a machine that is gone is noticed in 60 s.
+    "postgresql": {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
+    },
+    "mysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
+}
+"""The drivers' own options to the same end; an address that has its own keeps them."""
 
 NETWORK_DISKS = frozenset(
     [
@@ -155,7 +174,11 @@ class Database:
         if self._sqlite:
             _prepare_file(url.database, create=create)
         self.place = url.database if self._sqlite else f"{url.database} at {url.host}"
-        self.engine = _engine(url, sqlite=self._sqlite)
+        self.engine = _engine(url, self.dialect.name)
+        self._silence_seconds = _silence_seconds(url, self.dialect.name)
+        self._bounded: Callable[[], AbstractContextManager[None]] = nullcontext
+        if self.dialect.name == "postgresql":
+            self._bounded = _Watch(self.engine, self._silence_seconds).bounded
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Run a work that changes nothing."""
@@ -181,9 +204,9 @@ class Database:
         """Run a transaction, again where it surely left nothing behind: a lock, a deadlock, an old connection."""
         waited, deadlocks, reconnected = 0.0, 0, False
         while True:
-            committing = False
+            committing, began = False, time.monotonic()
             try:
-                with self.engine.connect() as conn:
+                with self._bounded(), self.engine.connect() as conn:
                     if self._sqlite:
                         conn.exec_driver_sql("BEGIN IMMEDIATE" if commit else "BEGIN")
                     value = work(Transaction(conn, self))
@@ -204,12 +227,16 @@ class Database:
                 elif is_deadlock(error) and deadlocks < 5:
                     deadlocks += 1
                     self._sleep(0.01 * deadlocks * (1 + self._random()))
-                elif error.connection_invalidated and not reconnected:
+                elif error.connection_invalidated and not reconnected and not self._was_silent(began):
                     reconnected = True
                 elif isinstance(error, _GONE) or error.connection_invalidated:
                     raise _unavailable(error) from error
                 else:
                     raise
+
+    def _was_silent(self, since: float) -> bool:
+        # An old connection shows at once that it was dropped; another one to a silent server would be silent too.
+        return time.monotonic() - since >= self._silence_seconds
 
     def _commit(self, conn: sa.engine.Connection) -> None:
         try:
@@ -306,8 +333,75 @@ def _prepare_file(database: str | None, *, create: bool) -> None:
         raise LedgerUnavailable(f"The ledger's file {path} can't be opened: {error.strerror}.") from error
 
 
-def _engine(url: sa.engine.URL, *, sqlite: bool) -> sa.engine.Engine:
-    if sqlite:
+class _Watch:
+    """Hangs up on a PostgreSQL that says nothing for too long, for which psycopg2 would wait for ever.
+
+    Keepalives notice a machine that is gone. A server that is frozen, or a proxy that has lost it, answers those.
+
+    :param engine: whose connections.
+    :param seconds: how long a transaction may take, connecting included.
+    """
+
+    def __init__(self, engine: sa.engine.Engine, seconds: float) -> None:
+        self._seconds = seconds
+        self._under_way: dict[int, tuple[float, list[Any]]] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        sa.event.listen(engine, "connect", self._note, insert=True)
+        sa.event.listen(engine, "checkout", self._note)
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Bound what this thread does with a connection."""
+        this = threading.get_ident()
+        self._under_way[this] = (time.monotonic() + self._seconds, [])
+        # One thread for all transactions, while there are any: one for each takes longer than many a transaction.
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._watch, name="sib-silence", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            del self._under_way[this]
+
+    def _note(self, dbapi: Any, *_: object) -> None:
+        # Beside the transactions nothing is under way.
+        if mine := self._under_way.get(threading.get_ident()):
+            mine[1].append(dbapi)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(1.0, self._seconds / 4))
+            for deadline, held in list(self._under_way.values()):
+                if time.monotonic() >= deadline:
+                    _hang_up(held)
+            with self._lock:
+                if not self._under_way:
+                    self._thread = None
+                    return
+
+
+def _hang_up(held: list[Any]) -> None:
+    for dbapi in held:
+        # The driver, in its own thread, then reads the end of the stream; or it has closed it meanwhile.
+        with suppress(Exception), socket.socket(fileno=os.dup(dbapi.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+
+
+def _silence_seconds(url: sa.engine.URL, kind: str) -> float:
+    """Give how long a server may say nothing; who has larger tables, or slower disks, says so in the address."""
+    match kind:
+        case "postgresql":
+            return max(SILENCE_SECONDS, int(str(url.query.get("tcp_user_timeout", 0))) / 1000)
+        case "mysql":
+            return int(str(url.query.get("read_timeout", LIMITS[kind]["read_timeout"])))
+        case _:
+            return math.inf
+
+
+def _engine(url: sa.engine.URL, kind: str) -> sa.engine.Engine:
+    if kind == "sqlite":
         engine = sa.create_engine(
             url,
             future=True,
@@ -317,17 +411,20 @@ def _engine(url: sa.engine.URL, *, sqlite: bool) -> sa.engine.Engine:
         )
         sa.event.listen(engine, "connect", _on_sqlite)
         return engine
-    postgresql = url.get_backend_name() == "postgresql"
     engine = sa.create_engine(
         url,
         future=True,
         hide_parameters=True,
         isolation_level="READ COMMITTED",
         pool_recycle=240,
-        connect_args={"connect_timeout": 10},
+        connect_args={name: value for name, value in LIMITS[kind].items() if name not in url.query},
         **({"executemany_mode": "values_plus_batch"} if url.get_driver_name() == "psycopg2" else {}),
     )
-    sa.event.listen(engine, "connect", _on_postgresql if postgresql else _on_mysql)
+    if kind == "postgresql":
+        limit_ms = round(900 * _silence_seconds(url, kind))
+        sa.event.listen(engine, "connect", lambda dbapi, _: _on_postgresql(dbapi, limit_ms))
+    else:
+        sa.event.listen(engine, "connect", _on_mysql)
     return engine
 
 
@@ -347,7 +444,7 @@ def _on_sqlite(dbapi: Any, _: object) -> None:
             return
 
 
-def _on_postgresql(dbapi: Any, _: object) -> None:
+def _on_postgresql(dbapi: Any, limit_ms: int) -> None:
     with _cursor(dbapi) as cursor:
         # An asynchronous commit could forget an intent after its POST; this is ours to choose, per session.
         # https://www.postgresql.org/docs/current/wal-async-commit.html
@@ -358,6 +455,11 @@ def _on_postgresql(dbapi: Any, _: object) -> None:
         # A machine that lost its power, or a process that is suspended, would hold its locks for hours; so it is
         # less than others wait for them.
         cursor.execute("SET lock_timeout = '30s'; SET idle_in_transaction_session_timeout = '20s'")
+        # What nobody waits for any more holds no locks either; who has set another limit knows better.
+        cursor.execute(
+            f"SELECT set_config('statement_timeout', '{limit_ms}', false)"
+            " WHERE current_setting('statement_timeout') = '0'"
+        )
 
 
 def _on_mysql(dbapi: Any, _: object) -> None:

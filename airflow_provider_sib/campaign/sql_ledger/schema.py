@@ -26,6 +26,7 @@ SCHEMA = 1
 READABLE_FROM = ("1", "0.1.0")
 """The oldest code that may use tables of :data:`SCHEMA`: the schema it knows, and its release."""
 
+# A statement that takes longer than database.SILENCE_SECONDS is given up: a step on tables with rows goes in chunks.
 STEPS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE IF NOT EXISTS sib_meta (
@@ -122,8 +123,8 @@ def _migrate(tx: Transaction) -> None:
     mysql = tx.dialect.name == "mysql"
     if tx.dialect.name == "postgresql":
         tx.run("SELECT pg_advisory_xact_lock(7305810225)")
-    elif mysql and not tx.row("SELECT GET_LOCK(CONCAT(DATABASE(), '.sib_ledger'), 60)")[0]:
-        raise LedgerUnavailable("Another process has been migrating this ledger for a minute.")
+    elif mysql and not tx.row("SELECT GET_LOCK(CONCAT(DATABASE(), '.sib_ledger'), 50)")[0]:
+        raise LedgerUnavailable("Another process has been migrating this ledger for almost a minute.")
     try:
         there = sa.inspect(tx.conn).has_table("sib_meta")
         meta = facts.known(tx) if there else {}
