@@ -354,6 +354,7 @@ class _Watch:
     def bounded(self) -> Iterator[None]:
         """Bound what this thread does with a connection."""
         this = threading.get_ident()
+        around = self._under_way.get(this)
         self._under_way[this] = (time.monotonic() + self._seconds, [])
         # One thread for all transactions, while there are any: one for each takes longer than many a transaction.
         with self._lock:
@@ -363,7 +364,10 @@ class _Watch:
         try:
             yield
         finally:
-            del self._under_way[this]
+            if around is None:
+                del self._under_way[this]
+            else:
+                self._under_way[this] = around
 
     def _note(self, dbapi: Any, *_: object) -> None:
         # Beside the transactions nothing is under way.
