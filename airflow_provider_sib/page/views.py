@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_sib.campaign.engine import BUCKET
 from airflow_provider_sib.campaign.ledger import CampaignStatus, Quota, State, UnknownCampaign
-from airflow_provider_sib.campaign.report import seconds_left
+from airflow_provider_sib.campaign.report import RESERVE, seconds_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -109,11 +109,12 @@ def _row(
         "settled_share": 1 - waiting / reachable if reachable else float(campaign.enrolled_at_ms is not None),
         "quota": {
             "limit": quota.limit,
+            "reserve": campaign.settings.get("reserve", RESERVE),
             "remaining": quota.remaining if (quota.reset_at_ms or 0) > now_ms else None,
             "reset_at_ms": quota.reset_at_ms if (quota.reset_at_ms or 0) > now_ms else None,
         },
         "seconds_left": seconds_left(campaign, counts.due, quota, now_ms) if waiting else 0.0,
-        "delivery": _delivery(campaign, waiting, now_ms),
+        "delivery": _delivery(campaign, waiting, held_back=counts.held_back, now_ms=now_ms),
         "created_at_ms": campaign.created_at_ms,
         "enrolled_at_ms": campaign.enrolled_at_ms,
         "last_seen_ms": campaign.last_seen_ms,
@@ -121,19 +122,29 @@ def _row(
     }
 
 
-def _delivery(campaign: Campaign, waiting: int, now_ms: int) -> str:
-    """Say who delivers: ``over``, ``stopped``, ``waits``, ``now``, ``nobody``, ``held_back``, ``never``."""
+def _delivery(campaign: Campaign, waiting: int, *, held_back: int, now_ms: int) -> str:
+    """Say who delivers.
+
+    :return: ``over``, ``stopped``, ``held_back``, ``settled``, ``waits``, ``now``, ``preparing``, ``nobody`` or
+        ``never``.
+    """
     if campaign.status is CampaignStatus.FINISHED:
         return "over"
     if campaign.status is not CampaignStatus.RUNNING:
         return "stopped"
-    if campaign.enrolled_at_ms is not None and not waiting:
-        return "held_back"
+    if campaign.enrolled_at_ms is None:
+        return "now" if campaign.created_at_ms + ALIVE_MS > now_ms else "preparing"
+    if not waiting:
+        return "held_back" if held_back else "settled"
     if campaign.next_wake_ms is not None and campaign.next_wake_ms + ALIVE_MS > now_ms:
         return "waits" if campaign.next_wake_ms > now_ms else "now"
-    if campaign.last_seen_ms is None:
-        return "now" if campaign.created_at_ms + ALIVE_MS > now_ms else "never"
-    return "now" if campaign.last_seen_ms + ALIVE_MS > now_ms else "nobody"
+    seen_ms = campaign.last_seen_ms or 0
+    if max(seen_ms, campaign.enrolled_at_ms) + ALIVE_MS > now_ms:
+        return "now"
+    if seen_ms < campaign.enrolled_at_ms:
+        return "never"
+    # Newcomers are there before their enrolment is complete, and only then its moment is written.
+    return "preparing" if campaign.each_run else "nobody"
 
 
 def one(hook: CampaignHook, campaign: Campaign) -> dict[str, Json]:
@@ -202,6 +213,10 @@ def doubts(hook: CampaignHook, campaign_id: str, *, offset: int = 0, limit: int 
     }
 
 
+#: The ledger's id, the campaign's, and when it was opened: a purged one may have a successor of its name.
+_Key = tuple[str, str, int]
+
+
 @dataclass(slots=True)
 class _Counted:
     """Figures of one campaign: the last ones, and those that are being counted."""
@@ -223,7 +238,7 @@ class Figures:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = Lock()
-        self._counted: dict[tuple[str, str], _Counted] = {}
+        self._counted: dict[_Key, _Counted] = {}
         # One at a time: each keeps a core busy while it lasts.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sib-figures")
 
@@ -232,7 +247,7 @@ class Figures:
 
         :raises LedgerUnavailable: when counting them failed for that.
         """
-        key = (ledger.identity().ledger_id, campaign.campaign_id)
+        key = (ledger.identity().ledger_id, campaign.campaign_id, campaign.created_at_ms)
         with self._lock:
             counted = self._counted.get(key)
             if counted is None or (counted.coming.done() and counted.fresh_until <= self._clock()):
@@ -248,7 +263,7 @@ class Figures:
             return counted.figures or {"ready": False}
         return counted.figures
 
-    def _count(self, key: tuple[str, str], ledger: Ledger, campaign: Campaign) -> dict[str, Json]:
+    def _count(self, key: _Key, ledger: Ledger, campaign: Campaign) -> dict[str, Json]:
         began = self._clock()
         figures = count(ledger, campaign)
         now = self._clock()

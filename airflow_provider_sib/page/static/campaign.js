@@ -57,7 +57,7 @@ const drawHead = () => {
   setText(part("quota"), quota(campaign));
   const { reset_at_ms: reset } = campaign.quota;
   part("quota").title = reset === null ? "" : `Full again at ${moment(reset, campaign.now_ms)}`;
-  setText(part("left"), left(campaign));
+  setText(part("left"), left(campaign, campaign.now_ms));
 };
 
 const drawFigures = () => {
@@ -76,7 +76,7 @@ const drawFigures = () => {
 
 const drawChart = () =>
   chart(part("chart").querySelector("svg"), part("chart").querySelector(".legend"), {
-    chart: figures.chart, quotaLimit: campaign.quota.limit, total: campaign.total, nowMs: campaign.now_ms,
+    chart: figures.chart, quota: campaign.quota, total: campaign.total, nowMs: campaign.now_ms,
     isOver: campaign.status === "finished" || campaign.status === "aborted",
   });
 

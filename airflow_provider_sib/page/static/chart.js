@@ -29,10 +29,12 @@ const totals = (moments, spanMs) => {
   return points;
 };
 
-export const chart = (svg, legend, { chart: { seconds, moments }, quotaLimit, total, nowMs, isOver }) => {
+export const chart = (svg, legend, { chart: { seconds, moments }, quota: { limit, reserve }, total, nowMs, isOver }) => {
   // A unit is a pixel, so that words keep their size however wide the page is.
   const width = Math.max(280, Math.round(svg.parentElement.clientWidth));
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+  // What a campaign may use of each hour, as it paces itself: at least one call is left to it.
+  const perHour = limit === null ? null : limit - Math.min(reserve, limit - 1);
   const spanMs = seconds * 1000;
   const points = totals(moments, spanMs);
   const begin = points[0].at;
@@ -40,7 +42,7 @@ export const chart = (svg, legend, { chart: { seconds, moments }, quotaLimit, to
   if (end > points.at(-1).at) points.push({ ...points.at(-1), at: end });
   const last = points.at(-1);
   const reached = last.sent + last.failed + last.in_doubt;
-  const isLong = end - begin >= HOUR_MS && quotaLimit !== null;
+  const isLong = end - begin >= HOUR_MS && perHour !== null;
   const most = nice(Math.max(1, Math.min(total, reached * 1.15 + 1)));
   const x = (at) => LEFT + ((at - begin) / (end - begin)) * (width - LEFT - RIGHT);
   const y = (count) => TOP + (1 - Math.min(count, most) / most) * (HEIGHT - TOP - BOTTOM);
@@ -72,7 +74,7 @@ export const chart = (svg, legend, { chart: { seconds, moments }, quotaLimit, to
     // Each hour allows as much again; above the chart's end it is not drawn.
     const steps = [];
     for (let hour = 0; begin + hour * HOUR_MS <= end; hour += 1) {
-      const allowed = quotaLimit * (hour + 1);
+      const allowed = perHour * (hour + 1);
       const until = Math.min(end, begin + (hour + 1) * HOUR_MS);
       if (allowed > most) break;
       steps.push(`${x(begin + hour * HOUR_MS).toFixed(1)},${y(allowed).toFixed(1)}`, `${x(until).toFixed(1)},${y(allowed).toFixed(1)}`);
@@ -82,9 +84,10 @@ export const chart = (svg, legend, { chart: { seconds, moments }, quotaLimit, to
   const words = STATES.filter(([name]) => last[name] > 0).map(([name, word]) => `${word} ${number(last[name])}`);
   parts.unshift(draw("title", { id: "chart-title" }, `Messages from ${exactly(begin)} to ${exactly(end)}: ${words.join(", ")}.`));
   svg.replaceChildren(...parts);
+  const allowance = `${number(perHour)} an hour${perHour < limit ? `, without the reserve of ${number(limit - perHour)}` : ""}`;
   const keys = STATES.filter(([name]) => last[name] > 0).map(([name, word]) => create("span", { class: `key ${name}`, text: word }));
-  if (isLong) keys.push(create("span", { class: "key allowed", text: `What the quota allows: ${number(quotaLimit)} an hour` }));
-  keys.push(create("span", { class: "soft", text: isLong || quotaLimit === null ? "" : `The quota allows ${number(quotaLimit)} an hour; all this was within one.` }));
+  if (isLong) keys.push(create("span", { class: "key allowed", text: `What the quota allows: ${allowance}` }));
+  keys.push(create("span", { class: "soft", text: isLong || perHour === null ? "" : `The quota allows ${allowance}; all this was within one.` }));
   legend.replaceChildren(...keys.filter((key) => key.textContent !== ""));
 };
 

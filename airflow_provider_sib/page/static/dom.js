@@ -1,6 +1,8 @@
 // Changes what is on the page, and only what differs, so that a refresh neither flickers nor takes the focus.
 // Texts are set as text: nothing here writes markup.
 
+import { percent, wholePercent } from "./words.js";
+
 export const byId = (id) => document.getElementById(id);
 
 export const setText = (element, text) => {
@@ -54,9 +56,8 @@ export const bar = (element, campaign, label) => {
     const part = element.querySelector(`.${name}`);
     if (part.style.width !== width) part.style.width = width;
   }
-  const percent = Math.floor(campaign.settled_share * 100);
-  setAttribute(element, "aria-valuenow", percent);
-  setAttribute(element, "aria-valuetext", `${percent} % settled: ${campaign.sent} sent of ${campaign.total}`);
+  setAttribute(element, "aria-valuenow", wholePercent(campaign.settled_share));
+  setAttribute(element, "aria-valuetext", `${percent(campaign.settled_share)} settled: ${campaign.sent} sent of ${campaign.total}`);
   if (label) setAttribute(element, "aria-label", label);
 };
 

@@ -49,7 +49,7 @@ const drawRow = (row, campaign, nowMs) => {
     setAttribute(cell(name), "data-zero", campaign[name] === 0);
   }
   setText(cell("quota"), quota(campaign));
-  setText(cell("left"), left(campaign));
+  setText(cell("left"), left(campaign, nowMs));
 };
 
 const draw = (answer) => {
@@ -107,7 +107,14 @@ export const load = async () => {
   const asked = JSON.stringify([search.value, status.value, offset]);
   const { value, failed } = await get("campaigns", { search: search.value.trim(), status: status.value, offset, limit: LIMIT });
   if (failed) return failed;
-  if (asked === JSON.stringify([search.value, status.value, offset])) draw(value);
+  if (asked !== JSON.stringify([search.value, status.value, offset])) return null;
+  if (offset > 0 && offset >= value.total) {
+    // Campaigns were purged, or the address is an old one: the last page there is.
+    offset = Math.max(0, Math.ceil(value.total / LIMIT) - 1) * LIMIT;
+    remember();
+    return load();
+  }
+  draw(value);
   return null;
 };
 

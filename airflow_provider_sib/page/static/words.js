@@ -26,13 +26,18 @@ export const duration = (seconds) => {
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 };
 
-export const percent = (share) => `${Math.floor(share * 100)} %`;
+// Rounded down; a binary fraction such as 0.29 lies a little below what it stands for.
+export const wholePercent = (share) => Math.floor(share * 100 + 1e-9);
 
-export const left = (campaign) => {
+export const percent = (share) => (share > 0 && share < 0.01 ? "< 1 %" : `${wholePercent(share)} %`);
+
+// How long the quota makes it last at least; nothing is promised where nobody delivers.
+export const left = (campaign, nowMs) => {
   if (campaign.status === "finished" || campaign.due + campaign.sending === 0) return "–";
   if (campaign.status !== "running") return campaign.status;
-  if (campaign.seconds_left === null) return "unknown";
-  return campaign.seconds_left < 60 ? "under a minute" : `≥ ${duration(campaign.seconds_left)}`;
+  if (campaign.seconds_left === null || !["now", "waits"].includes(campaign.delivery)) return "unknown";
+  const seconds = Math.max(campaign.seconds_left, ((campaign.next_wake_ms ?? 0) - nowMs) / 1000);
+  return seconds > 0 ? `≥ ${duration(seconds)}` : "within this hour's quota";
 };
 
 export const quota = ({ quota: { limit, remaining } }) => {
@@ -51,12 +56,18 @@ export const delivery = (campaign, nowMs) => {
         : "Aborted: nothing is begun any more. Resume it to go on.";
     case "held_back":
       return "Everybody due has an outcome; the rest is held back for a larger fraction.";
+    case "settled":
+      return "Everybody has an outcome; its task has not ended it yet. If that lasts, see its task, or run its DAG.";
+    case "preparing":
+      return seen === null
+        ? "Being prepared, or its task has stopped: see its task, or run its DAG."
+        : `Newcomers are being prepared, or its task has stopped: see it, or run its DAG. Last delivered at ${moment(seen, nowMs)}.`;
     case "waits":
       return `Waits until ${moment(campaign.next_wake_ms, nowMs)}, then its task goes on.`;
     case "now":
       return seen === null ? "Being prepared." : "Being delivered now.";
     case "never":
-      return `Nobody has delivered it since it was opened at ${moment(campaign.created_at_ms, nowMs)}. Run its DAG.`;
+      return `Nobody has delivered since the last enrolment, at ${moment(campaign.enrolled_at_ms, nowMs)}. See its task, or run its DAG.`;
     default: {
       const meant = campaign.next_wake_ms;
       const missed = meant !== null && meant > seen ? ` It meant to go on at ${moment(meant, nowMs)}.` : "";
