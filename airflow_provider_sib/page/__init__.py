@@ -18,8 +18,9 @@ Addresses, below ``[api] base_url``; a campaign's id is a parameter, since it ma
 ``GET /sib/api/campaign?id=ID``                     one campaign
 ``GET /sib/api/figures?id=ID``                      its chart, variants and reasons; ``"ready": false`` while counted
 ``GET /sib/api/doubts?id=ID``                       its doubtful recipients: ``offset``, ``limit``
-``POST /sib/api/status``                            ``{"id": …, "status": "paused" | "running" | "aborted"}`` as JSON,
-                                                    with the header ``X-Sib-Request: 1``
+``POST /sib/api/status``                            ``{"id": …, "status": "paused" | "running" | "aborted",
+                                                    "seen": the status that was seen}`` as JSON, with the header
+                                                    ``X-Sib-Request: 1``; 409 when it is another by now
 ==================================================  ==================================================================
 
 For tests in a browser (all inside the frame):

@@ -59,12 +59,13 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 class Change(BaseModel):
-    """What somebody wants to be done with a campaign."""
+    """What somebody wants to be done with a campaign whose status they saw."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=False)
 
     id: str
     status: Literal["paused", "running", "aborted"]
+    seen: Literal["paused", "running", "aborted", "finished"]
     ledger: str | None = None
 
 
@@ -192,9 +193,13 @@ def campaign_doubts(
 def change_status(user: GetUserDep, change: Change) -> Response:
     """Pause, resume or abort a campaign."""
     with shelf.opened(change.ledger) as hook:
-        _, may_edit = _seen(hook, user, change.id)
+        found, may_edit = _seen(hook, user, change.id)
         if not may_edit:
             raise HTTPException(403, "To change a campaign one must be allowed to edit the runs of its DAG.")
+        if found.status != change.seen:
+            raise HTTPException(
+                409, f"It is {found.status} by now, not {change.seen} as you saw it. Nothing was changed."
+            )
         try:
             changed = _CHANGES[change.status](hook, change.id)
         except ValueError as error:

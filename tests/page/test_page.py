@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from importlib import resources
+from itertools import pairwise
 
 import pytest
 import requests
+
+from airflow_provider_sib.campaign.ledger import CampaignStatus
 
 HEADER = {"x-sib-request": "1"}
 STATIC = resources.files("airflow_provider_sib.page") / "static"
@@ -23,13 +26,12 @@ def told(server, user, path, **query):
     return answer.json()
 
 
-def change(server, user, campaign_id, status, **kwargs):
+def change(server, user, campaign_id, status, seen="running"):
     return server.browser(user).post(
         f"{server.page}/api/status",
-        json={"id": campaign_id, "status": status},
+        json={"id": campaign_id, "status": status, "seen": seen},
         headers=HEADER,
         timeout=60,
-        **kwargs,
     )
 
 
@@ -176,8 +178,8 @@ def test_a_ledger_that_no_task_has_sent_with_is_not_opened(server, ledger):
 @pytest.mark.parametrize("user", ["uma", "opal", "adam"])
 def test_who_may_edit_runs_pauses_resumes_and_aborts(server, ledger, user):
     assert told(server, user, "campaign", id="release")["may_edit"]
-    for status in ("paused", "running", "aborted", "running"):
-        answer = change(server, user, "release", status)
+    for seen, status in pairwise(["running", "paused", "running", "aborted", "running"]):
+        answer = change(server, user, "release", status, seen)
         assert (answer.status_code, answer.json()["status"]) == (200, status)
         assert ledger.campaign("release").status == status
 
@@ -190,23 +192,41 @@ def test_who_may_only_look_changes_nothing(server, ledger):
 
 
 def test_what_is_finished_is_not_paused(server, ledger):
-    answer = change(server, "adam", "done", "paused")
+    answer = change(server, "adam", "done", "paused", "finished")
     assert answer.status_code == 409
     assert "finished" in answer.json()["detail"]
 
 
-BODY = json.dumps({"id": "release", "status": "aborted"})
+def test_what_is_no_longer_as_it_was_seen_is_not_changed(server, ledger):
+    ledger.set_status("release", CampaignStatus.ABORTED)
+    answer = change(server, "adam", "release", "running", "paused")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        409,
+        "It is aborted by now, not paused as you saw it. Nothing was changed.",
+    )
+    assert ledger.campaign("release").status == "aborted"
+
+
+BODY = json.dumps({"id": "release", "status": "aborted", "seen": "running"})
 
 
 @pytest.mark.parametrize(
     ("headers", "body", "status"),
     [
-        ({"content-type": "application/x-www-form-urlencoded"}, "id=release&status=aborted", 403),
+        (
+            {"content-type": "application/x-www-form-urlencoded"},
+            "id=release&status=aborted&seen=running",
+            403,
+        ),
         ({"content-type": "text/plain"}, BODY, 403),
         ({"content-type": "application/json"}, BODY, 403),
         ({"content-type": "application/json", "x-sib-request": "0"}, BODY, 403),
         ({"content-type": "text/plain", **HEADER}, BODY, 415),
-        ({"content-type": "application/x-www-form-urlencoded", **HEADER}, "id=release&status=aborted", 415),
+        (
+            {"content-type": "application/x-www-form-urlencoded", **HEADER},
+            "id=release&status=aborted&seen=running",
+            415,
+        ),
         (HEADER, BODY, 415),
     ],
 )
@@ -225,8 +245,9 @@ def test_a_change_is_asked_for_by_post_alone_and_whole(server, ledger):
     )
     for body in (
         {"id": "release"},
-        {"id": "release", "status": "finished"},
-        {"id": 1, "status": "paused"},
+        {"id": "release", "status": "paused"},
+        {"id": "release", "status": "finished", "seen": "running"},
+        {"id": 1, "status": "paused", "seen": "running"},
         [],
     ):
         assert session.post(address, json=body, headers=HEADER, timeout=60).status_code == 422

@@ -25,12 +25,12 @@ export const get = (name, query = {}) => {
   return answer(fetch(`api/${name}?${wanted}`, { headers: { accept: "application/json" } }));
 };
 
-export const change = (id, status) =>
+export const change = (id, status, seen) =>
   answer(
     fetch("api/status", {
       method: "POST",
       headers: { "content-type": "application/json", "x-sib-request": "1" },
-      body: JSON.stringify({ id, status, ledger }),
+      body: JSON.stringify({ id, status, seen, ledger }),
     }),
   );
 

@@ -185,8 +185,9 @@ const dagLink = () => {
 
 const act = async (action) => {
   const words = ACTIONS[action];
+  const seen = campaign.status;
   if (!(await confirm({ ...words, campaign: campaign.id }))) return;
-  const { value, failed } = await change(campaign.id, action);
+  const { value, failed } = await change(campaign.id, action, seen);
   if (failed) refused(`${failed.title}: ${failed.detail}`);
   else {
     campaign = value;
