@@ -4,14 +4,19 @@ const parameters = new URLSearchParams(location.search);
 export const campaignId = parameters.get("campaign");
 export const ledger = parameters.get("ledger");
 
-const answer = async (promise) => {
+// A request that is never answered would else keep old figures on the page for good.
+const PATIENCE_MS = 20_000;
+
+const answer = async (address, options) => {
   let response;
+  let body = null;
   try {
-    response = await promise;
-  } catch {
-    return { failed: { title: "Airflow's API server does not answer", detail: "This page tries again by itself.", remedies: [] } };
+    response = await fetch(address, { ...options, signal: AbortSignal.timeout(PATIENCE_MS) });
+    body = await response.json();
+  } catch (error) {
+    if (error.name === "TimeoutError") return { failed: { title: "The ledger's database, or Airflow's API server, is silent", detail: `There was no answer within ${PATIENCE_MS / 1000} seconds. This page tries again by itself.`, remedies: [] } };
+    if (response === undefined) return { failed: { title: "Airflow's API server does not answer", detail: "This page tries again by itself.", remedies: [] } };
   }
-  const body = await response.json().catch(() => null);
   if (response.ok && body !== null) return { value: body };
   if (body?.problem) return { failed: body.problem };
   if (response.status === 401) return { failed: { title: "You are not logged in", detail: "Log in to Airflow, then come back to this page.", remedies: [], login: true } };
@@ -22,17 +27,15 @@ const answer = async (promise) => {
 export const get = (name, query = {}) => {
   const wanted = new URLSearchParams(query);
   if (ledger !== null) wanted.set("ledger", ledger);
-  return answer(fetch(`api/${name}?${wanted}`, { headers: { accept: "application/json" } }));
+  return answer(`api/${name}?${wanted}`, { headers: { accept: "application/json" } });
 };
 
 export const change = (id, status, seen) =>
-  answer(
-    fetch("api/status", {
-      method: "POST",
-      headers: { "content-type": "application/json", "x-sib-request": "1" },
-      body: JSON.stringify({ id, status, seen, ledger }),
-    }),
-  );
+  answer("api/status", {
+    method: "POST",
+    headers: { "content-type": "application/json", "x-sib-request": "1" },
+    body: JSON.stringify({ id, status, seen, ledger }),
+  });
 
 export const addressOf = (id) => {
   const wanted = new URLSearchParams(id === null ? {} : { campaign: id });

@@ -38,14 +38,18 @@ let doubtsOffset = 0;
 let figures = null;
 let figuresAt = null;
 
+const focusAction = () => (find("[data-action]:not([hidden])") ?? find("h1")).focus();
+
 const drawHead = () => {
   const heading = find("h1");
   setText(heading, campaign.id);
   document.title = `${campaign.id} · Brevo campaigns`;
   badge(part("status"), campaign.status);
+  const focused = document.activeElement;
   for (const button of article.querySelectorAll("[data-action]")) {
     show(button, campaign.may_edit && ALLOWED[campaign.status].includes(button.dataset.action));
   }
+  if (focused?.hidden) focusAction();
   setText(part("delivery"), delivery(campaign, campaign.now_ms));
   setAttribute(part("delivery"), "data-delivery", campaign.delivery);
   bar(part("progress"), campaign, `Settled of ${campaign.id}`);
@@ -115,7 +119,7 @@ const drawReasons = ({ reasons }) => {
   );
 };
 
-const drawDoubts = ({ doubts, most }) => {
+const drawDoubts = ({ doubts, most, offset }) => {
   const section = part("doubts");
   fill(section.querySelector("tbody"), doubts, () =>
     doubts.map((one) =>
@@ -129,10 +133,10 @@ const drawDoubts = ({ doubts, most }) => {
   );
   const pages = section.querySelector(".pages");
   const total = Math.min(campaign.in_doubt, most);
-  show(pages, campaign.in_doubt > LIMIT || doubtsOffset > 0);
-  setText(pages.querySelector(".where"), `${number(doubtsOffset + 1)}–${number(doubtsOffset + doubts.length)} of ${number(campaign.in_doubt)}`);
-  pages.querySelector('[data-page="-1"]').disabled = doubtsOffset === 0;
-  pages.querySelector('[data-page="1"]').disabled = doubtsOffset + LIMIT >= total;
+  show(pages, campaign.in_doubt > LIMIT || offset > 0);
+  setText(pages.querySelector(".where"), `${number(offset + 1)}–${number(offset + doubts.length)} of ${number(campaign.in_doubt)}`);
+  pages.querySelector('[data-page="-1"]').disabled = offset === 0;
+  pages.querySelector('[data-page="1"]').disabled = offset + LIMIT >= total;
 };
 
 const drawTexts = () => {
@@ -201,13 +205,15 @@ export const start = (refresh) => {
   for (const button of article.querySelectorAll("[data-action]")) {
     button.addEventListener("click", async () => {
       await act(button.dataset.action);
+      // The dialog could not give the focus back to a button that was hidden meanwhile.
+      if (document.activeElement === document.body) focusAction();
       refresh();
     });
   }
   for (const button of part("doubts").querySelectorAll(".pages button")) {
     button.addEventListener("click", () => {
       doubtsOffset = Math.max(0, doubtsOffset + LIMIT * Number(button.dataset.page));
-      refresh();
+      loadDoubts();
     });
   }
 };
@@ -226,28 +232,30 @@ export const load = async () => {
   setText(find(".command"), campaign.settle_command);
   show(part("doubts"), campaign.in_doubt > 0);
   // What has to be counted row by row comes after what is there at once.
-  queueMicrotask(loadRest);
+  loadFigures();
+  loadDoubts();
   return null;
 };
 
-let loading = false;
-const loadRest = async () => {
-  if (loading) return;
-  loading = true;
-  const counted = await get("figures", { id: campaignId });
-  if (counted.value) {
-    const key = JSON.stringify([counted.value, campaign.quota.limit, campaign.status]);
-    figures = counted.value;
-    if (key !== figuresAt || campaign.delivery === "now") drawFigures();
-    figuresAt = key;
-    if (!counted.value.ready) setTimeout(loadRest, 500);
-  }
-  if (campaign.in_doubt > 0) {
-    if (doubtsOffset >= campaign.in_doubt) doubtsOffset = 0;
-    const doubts = await get("doubts", { id: campaignId, offset: doubtsOffset, limit: LIMIT });
-    if (doubts.value) drawDoubts(doubts.value);
-  }
-  loading = false;
+let asksAgain;
+const loadFigures = async () => {
+  clearTimeout(asksAgain);
+  const { value } = await get("figures", { id: campaignId });
+  clearTimeout(asksAgain);
+  if (value && !value.ready) asksAgain = setTimeout(loadFigures, 500);
+  // Answers may overtake each other, and another API server may not have counted yet.
+  if (!value || (figures?.ready && !(value.ready && value.at_ms >= figures.at_ms))) return;
+  const key = JSON.stringify([value, campaign.quota.limit, campaign.status]);
+  figures = value;
+  if (key !== figuresAt || campaign.delivery === "now") drawFigures();
+  figuresAt = key;
+};
+
+const loadDoubts = async () => {
+  if (doubtsOffset >= campaign.in_doubt) doubtsOffset = 0;
+  if (campaign.in_doubt === 0) return;
+  const { value } = await get("doubts", { id: campaignId, offset: doubtsOffset, limit: LIMIT });
+  if (value?.offset === doubtsOffset) drawDoubts(value);
 };
 
 export const element = article;

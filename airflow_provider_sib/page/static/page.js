@@ -25,6 +25,7 @@ const showProblem = (failed) => {
 let timer;
 let busy = false;
 let again = false;
+let isShown = false;
 const refresh = async () => {
   clearTimeout(timer);
   if (busy) {
@@ -36,8 +37,10 @@ const refresh = async () => {
     again = false;
     const failed = await view.load();
     if (failed) showProblem(failed);
+    isShown = failed === null || (isShown && !failed.login && !(failed.status < 500));
     show(problem, failed !== null);
-    show(view.element, failed === null);
+    show(problem.querySelector(".last"), isShown);
+    show(view.element, isShown);
     show(byId("loading"), false);
   } while (again);
   busy = false;

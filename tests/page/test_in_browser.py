@@ -1,0 +1,160 @@
+"""The Campaign page in a real browser: what its scripts say, keep and ask again."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import pytest
+from playwright.sync_api import expect
+
+from airflow_provider_sib.campaign.ledger import CampaignStatus
+from browser import CHROMIUM, chromium
+
+pytestmark = pytest.mark.browser
+
+# Of the page's patience a second is 100 ms here.
+HASTY = "const wait = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout = (ms) => wait(ms / 10);"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("the tests in the browser need Chromium on the PATH; on Debian: apt-get install chromium")
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser, server, ledger):
+    with browser.new_context() as context:
+        context.add_cookies([{"name": "_token", "value": server.token("adam"), "url": server.root}])
+        context.add_init_script(HASTY)
+        yield context.new_page()
+
+
+@pytest.fixture
+def words(page, server):
+    """Call a function of the page's words."""
+    page.goto(f"{server.page}/")
+
+    def _words(name, *args):
+        call = "async ([name, args]) => (await import('./static/words.js'))[name](...args)"
+        return page.evaluate(call, [name, args])
+
+    return _words
+
+
+def test_shares_are_rounded_down_but_something_is_never_nothing(words):
+    assert [words("percent", share) for share in (0, 0.004, 0.28, 0.29, 0.57, 0.999, 1)] == [
+        "0 %", "< 1 %", "28 %", "29 %", "57 %", "99 %", "100 %",
+    ]  # fmt: skip
+
+
+def test_time_left_is_a_lower_bound_and_told_only_where_somebody_delivers(words):
+    row = {"status": "running", "due": 5, "sending": 0, "delivery": "now", "next_wake_ms": None}
+
+    def left(**changed):
+        return words("left", row | changed, 1_000_000)
+
+    assert left(seconds_left=0) == "within this hour's quota"
+    assert left(seconds_left=40) == "≥ 40 s"
+    assert left(seconds_left=0, delivery="waits", next_wake_ms=1_000_000 + 7_200_000) == "≥ 2 h 0 min"
+    for delivery in ("nobody", "never", "preparing"):
+        assert left(seconds_left=40, delivery=delivery) == "unknown"
+    assert left(seconds_left=0, due=0) == "\N{EN DASH}"
+
+
+def test_the_charts_quota_leaves_the_reserve_to_others(page, server):
+    page.goto(f"{server.page}/?campaign=release")
+    legend = page.get_by_test_id("chart").locator(".legend")
+    expect(legend).to_contain_text("90 an hour, without the reserve of 10")
+
+
+def test_an_open_page_says_that_nothing_answers_and_keeps_what_was_seen(page, server):
+    page.goto(f"{server.page}/?campaign=release")
+    expect(page.get_by_test_id("sent")).to_have_text("8")
+    page.route("**/api/campaign?*", lambda route: None)  # it is never answered
+    expect(page.get_by_role("alert")).to_contain_text("is silent", timeout=15_000)
+    expect(page.get_by_role("alert")).to_contain_text("Below is what was seen last.")
+    expect(page.get_by_test_id("sent")).to_be_visible()
+    page.unroute("**/api/campaign?*")
+    expect(page.get_by_test_id("problem")).to_be_hidden(timeout=15_000)
+
+
+def test_a_campaign_that_may_not_be_seen_any_more_is_not_kept(page, server):
+    page.goto(f"{server.page}/?campaign=release")
+    expect(page.get_by_test_id("sent")).to_be_visible()
+    page.route(
+        "**/api/campaign?*", lambda route: route.fulfill(status=404, json={"detail": "There is none."})
+    )
+    expect(page.get_by_role("alert")).to_contain_text("There is none.", timeout=15_000)
+    expect(page.get_by_test_id("sent")).to_be_hidden()
+
+
+def test_what_has_changed_meanwhile_is_not_overridden_and_is_said(page, server, ledger):
+    page.goto(f"{server.page}/?campaign=release")
+    page.get_by_role("button", name="Pause").click()
+    ledger.set_status("release", CampaignStatus.ABORTED)
+    page.get_by_role("button", name="Pause campaign").click()
+    expect(page.get_by_role("alert")).to_contain_text("It is aborted by now, not running as you saw it.")
+    expect(page.get_by_test_id("status")).to_have_text("aborted")
+    expect(page.get_by_role("button", name="Resume")).to_be_focused()
+    assert ledger.campaign("release").status == "aborted"
+
+
+def test_after_a_change_the_focus_is_on_the_way_back(page, server):
+    page.goto(f"{server.page}/?campaign=release")
+    page.get_by_role("button", name="Pause").press("Enter")
+    page.get_by_role("button", name="Pause campaign").press("Enter")
+    expect(page.get_by_role("button", name="Resume")).to_be_focused()
+
+
+def test_beyond_the_end_of_the_list_is_its_last_page(page, server):
+    page.goto(f"{server.page}/?offset=500")
+    expect(page.get_by_test_id("campaign-row")).to_have_count(4)
+    expect(page).not_to_have_url(re.compile("offset"))
+
+
+def test_the_next_doubts_are_shown_though_figures_are_still_being_counted(page, server, make_campaign):
+    make_campaign("doubtful", visitors=40, sent=0, failed=0, doubts=40)
+    page.route("**/api/figures?*", lambda route: None)
+    page.goto(f"{server.page}/?campaign=doubtful")
+    where = page.get_by_test_id("doubts").locator(".where")
+    expect(where).to_have_text(re.compile("1.25 of 40"))
+    page.get_by_role("button", name="Next recipients").click()
+    expect(where).to_have_text(re.compile("26.40 of 40"))
+    expect(page.get_by_test_id("doubt")).to_have_count(15)
+
+
+def answer(body, route):
+    route.fulfill(body=body, content_type="application/json")
+
+
+def test_figures_that_are_not_ready_or_older_replace_none(page, server):
+    page.goto(f"{server.page}/?campaign=release")
+    reasons = page.get_by_test_id("reasons")
+    expect(reasons).to_contain_text("http_404")
+    for older in ('{"ready": false}', '{"ready": true, "at_ms": 1}'):
+        page.unroute_all()
+        page.route("**/api/figures?*", partial(answer, older))
+        with page.expect_response("**/api/figures?*", timeout=15_000):
+            pass
+        page.wait_for_timeout(300)
+        expect(reasons).to_contain_text("http_404")
+        expect(reasons.get_by_text("Counting the deliveries")).to_be_hidden()
+
+
+def test_figures_that_are_not_ready_are_asked_for_by_one_timer(page, server):
+    asked = []
+
+    def not_ready(route):
+        asked.append(route)
+        route.fulfill(json={"ready": False})
+
+    page.route("**/api/figures?*", not_ready)
+    page.goto(f"{server.page}/?campaign=release")
+    page.wait_for_timeout(9_000)  # in which the page refreshes itself twice
+    before = len(asked)
+    page.wait_for_timeout(2_000)
+    assert 0 < len(asked) - before <= 5
