@@ -165,7 +165,7 @@ def destination(*, api_key: str, base_url: str, proxy: str | None, allow_insecur
     :raises InvalidRequest: if one of them can't be right.
     """
     if not isinstance(api_key, str) or not api_key.strip():
-        _misconfigured("api_key is empty; give a key from https://app.brevo.com/settings/keys/api")
+        _misconfigured("api_key is empty; give an API key of Brevo's, such as xkeysib-…")
     if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
         _misconfigured(
             "api_key holds a space, a line break or a character that no key has; copy the key again, without quotes"

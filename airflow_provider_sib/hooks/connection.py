@@ -75,8 +75,8 @@ class ConnectionSettings:
         api_key = (connection.password or "").strip()
         if not api_key:
             raise AirflowFailException(
-                f"Connection {connection.conn_id!r} has no API key: put the key that Brevo shows under "
-                "SMTP & API > API keys into its password field."
+                f"Connection {connection.conn_id!r} has no API key: put Brevo's API key (such as "
+                "xkeysib-…) into its password field."
             )
         if harmful := [problem for name, problem in problems if name in GUARDS]:
             raise AirflowFailException(f"Connection {connection.conn_id!r}: {' '.join(harmful)}")

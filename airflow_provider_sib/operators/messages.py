@@ -338,7 +338,7 @@ class _OfKindOperator(_ConversationsOperator):
 
 
 class DeleteMessageOperator(_OfKindOperator):
-    """Delete a message, so that it vanishes from the visitor's chat; repeating it is harmless.
+    """Delete a message from the conversation; repeating it is harmless.
 
     The API key needs the permission "All": Brevo counts deleting apart from reading and writing.
     https://developers.brevo.com/reference/delete-an-automated-message
@@ -392,7 +392,7 @@ class AgentOnlineOperator(_ConversationsOperator):
 
     The pings are sent by the triggerer, no worker slot is held. An hour costs 60 calls of the account's quota,
     which most plans limit to 100 an hour. The agent goes offline two to three minutes after the last ping; Brevo
-    has no call for it. A retry or clear counts ``duration`` anew.
+    has no call for it. A retry, a clear, and a deferral until the quota is renewed count ``duration`` anew.
     https://developers.brevo.com/reference/sets-agents-status-to-online-for-23-minutes
 
     :param duration: how long, as a timedelta or seconds; this or ``until``.

@@ -95,7 +95,7 @@ VISITOR_ID = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
 #: How many of the newest requests the log keeps; the counts know them all.
 LOG_LENGTH = 100_000
 
-# https://developers.brevo.com/reference/getaccount
+# https://developers.brevo.com/reference/get-account
 _ACCOUNT = {
     "organization_id": "5f1e7a1c9d3b2a0012345678",
     "user_id": 1,
