@@ -166,7 +166,10 @@ class CampaignSensor(BaseSensorOperator):
                 self.log.info("%s Waiting for it.", error)
                 return PokeReturnValue(is_done=False)
         if report.status == CampaignStatus.ABORTED:
-            raise AirflowFailException(f"Campaign {self.campaign_id!r} was aborted.")
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r} was aborted. To go on, resume it "
+                f"(`{hook.place.command('campaigns', 'resume', self.campaign_id)}`), and clear its task and this one."
+            )
         self.log.info(
             "Campaign %s is %s, %.1f %% settled.",
             report.campaign_id,

@@ -197,7 +197,7 @@ class ServerError(ApiError):
     """Brevo failed (5xx). Whether a message was created is not known."""
 
     def _remedy(self) -> str:
-        return "Brevo failed; whether it carried the call out is not known"
+        return "Brevo failed, and it is not known whether it carried the call out: look before you repeat it"
 
 
 class UnexpectedResponse(ConversationsError):
@@ -227,8 +227,12 @@ class UnexpectedResponse(ConversationsError):
         self.message_id = message_id
         self.quota = quota
         self.call = call
-        known = "" if message_id is None else f" The message has the id {message_id}."
+        known = (
+            "It may have been carried out: look before you repeat it"
+            if message_id is None
+            else f"It was carried out: do not repeat it. The message has the id {message_id}"
+        )
         super().__init__(
             f"Cannot tell the result of the call to {call}: Brevo answered {status} "
-            f"(sib-request-id {request_id or 'not given'}), but {reason.rstrip('.')}.{known}"
+            f"(sib-request-id {request_id or 'not given'}), but {reason.rstrip('.')}. {known}."
         )

@@ -388,13 +388,14 @@ _KINDS: dict[str, type[_Value]] = {
 }
 
 
-def audience_of(value: object) -> Audience:
+def audience_of(value: object, *, name: str = "audience") -> Audience:
     """
     Make an audience of what the operators accept for one.
 
     A path is told by its ending, so give it after Airflow has rendered it.
 
     :param value: an audience, a path or URL ending in ``.csv``, ``.jsonl`` or ``.ndjson``, or a list of rows.
+    :param name: the operator's argument, for the error.
     :return: the audience.
     :raises TypeError: when it is nothing of the kind.
     :raises ValueError: when a string doesn't end like a file this reads.
@@ -403,16 +404,16 @@ def audience_of(value: object) -> Audience:
         case CsvAudience() | JsonLinesAudience() | SqlAudience() | RowsAudience() | CampaignAudience():
             return value
         case str():
-            return _file_audience(value)
+            return _file_audience(value, name)
         case os.PathLike():
-            return _file_audience(str(value))
+            return _file_audience(str(value), name)
         case Sequence() if not isinstance(value, (bytes, bytearray, memoryview)) and not _is_xcom(value):
             return RowsAudience(value)
         case _ if any(cls.__name__ == "ObjectStoragePath" for cls in type(value).__mro__):
-            return _file_audience(str(value))
+            return _file_audience(str(value), name)
         case _:
             raise TypeError(
-                f"audience is {_kind(value)}, but must be an audience such as CsvAudience(path) "
+                f"{name} is {_kind(value)}, but must be an audience such as CsvAudience(path) "
                 "or SqlAudience(sql, conn_id), a path or URL ending in .csv, .jsonl or .ndjson, or rows."
             )
 
@@ -474,7 +475,7 @@ def _render(value: Any, render: Callable[[str], str]) -> Any:
             return value
 
 
-def _file_audience(path: str) -> CsvAudience | JsonLinesAudience:
+def _file_audience(path: str, argument: str) -> CsvAudience | JsonLinesAudience:
     name = path.partition("?")[0].partition("#")[0] if "://" in path else path
     match name.rpartition(".")[2].lower() if "." in name else "":
         case "csv":
@@ -483,7 +484,7 @@ def _file_audience(path: str) -> CsvAudience | JsonLinesAudience:
             return JsonLinesAudience(path)
         case _:
             raise ValueError(
-                "audience is a string that doesn't end in .csv, .jsonl or .ndjson. For another file "
+                f"{argument} is a string that doesn't end in .csv, .jsonl or .ndjson. For another file "
                 "write CsvAudience(path) or JsonLinesAudience(path); for a query SqlAudience(sql, conn_id)."
             )
 

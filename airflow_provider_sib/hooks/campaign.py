@@ -260,12 +260,19 @@ def open_ledger(
             refuse_to_begin_anew(place, identity)
             Pin(identity.ledger_id, identity.claims).write(place)
             if (kept := Pin.read(place)) is None:
-                raise RuntimeError(f"Airflow did not keep the Variable {place.pin_key!r}; nothing is sent.")
+                raise _not_kept(place)
             kept.check(identity, place)
     except BaseException:
         ledger.close()
         raise
     return ledger
+
+
+def _not_kept(place: LedgerPlace) -> RuntimeError:
+    return RuntimeError(
+        f"Airflow did not keep the Variable {place.pin_key!r}, so nothing is sent: is it set elsewhere too, in the "
+        "environment or a secrets backend? There it counts first."
+    )
 
 
 def open_ledger_to_rehearse(place: LedgerPlace) -> Ledger:
@@ -508,7 +515,14 @@ class CampaignHook(BaseHook):
 
         changed = self.ledger.set_status(campaign_id, CampaignStatus(status))
         if isinstance(changed, Refusal):
-            raise ValueError(f"Campaign {campaign_id!r} is {changed.kept} and cannot be set to {status}.")
+            way_on = (
+                "It sends nothing until it is resumed"
+                if changed.kept == CampaignStatus.ABORTED
+                else "To keep it from sending to newcomers, abort it"
+            )
+            raise ValueError(
+                f"Campaign {campaign_id!r} is {changed.kept} and cannot be set to {status}. {way_on}."
+            )
         return changed
 
     def retry(self, campaign_id: str, *, reasons: Collection[str] | None = None) -> int:
@@ -551,10 +565,15 @@ class CampaignHook(BaseHook):
         :param reasons: only these, as the report names them; None: all.
         :return: the deliveries, by rank; with ``states`` state by state.
         :raises UnknownCampaign: when the ledger has none of this id.
+        :raises ValueError: when there is no such state.
         """
         from airflow_provider_sib.campaign.ledger import State
 
-        chosen = None if states is None else [State[state.upper()] for state in states]
+        names = {state.name.lower(): state for state in State}
+        try:
+            chosen = None if states is None else [names[state.lower()] for state in states]
+        except KeyError as error:
+            raise ValueError(f"There is no state {error}; states are {', '.join(names)}.") from None
         return self.ledger.deliveries(campaign_id, states=chosen, reasons=reasons)
 
     def export(self, campaign_id: str, file: IO[str], *, states: Collection[str] | None = None) -> int:
@@ -633,8 +652,5 @@ class CampaignHook(BaseHook):
         pin = Pin(identity.ledger_id, identity.claims)
         pin.write(self.place)
         if Pin.read(self.place) != pin:
-            raise RuntimeError(
-                f"Airflow did not keep the Variable {self.place.pin_key!r}: is it set elsewhere too, in the "
-                "environment or a secrets backend? There it counts first."
-            )
+            raise _not_kept(self.place)
         return pin

@@ -594,7 +594,7 @@ class SendCampaignOperator(_CampaignOperator):
         from airflow_provider_sib.campaign.audience import Row
 
         count, named = 0, []
-        for row in self._read(self.suppress, ledger):
+        for row in self._read(self.suppress, ledger, name="suppress"):
             if isinstance(row, Row):
                 yield row.visitor_id
                 continue
@@ -617,12 +617,12 @@ class SendCampaignOperator(_CampaignOperator):
     def _in_flight(self) -> int:
         return whole("max_in_flight", self.max_in_flight, least=1, most=1000)
 
-    def _read(self, audience: Any, ledger: Ledger) -> Iterator[Row | BadRow]:
+    def _read(self, audience: Any, ledger: Ledger, *, name: str = "audience") -> Iterator[Row | BadRow]:
         from airflow_provider_sib.campaign import audience_of
         from airflow_provider_sib.campaign.audience import read
         from airflow_provider_sib.hooks.campaign import connect, open_path
 
-        return read(audience_of(audience), open_path=open_path, connect=connect, ledger=ledger)
+        return read(audience_of(audience, name=name), open_path=open_path, connect=connect, ledger=ledger)
 
     def _shown_rules(self) -> dict[str, Json]:
         """Give the rules as those who look at the campaign from outside are shown them."""

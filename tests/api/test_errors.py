@@ -93,8 +93,15 @@ def test_a_transport_error_says_whether_it_may_be_repeated():
     assert "not known" in str(TransportError("x", maybe_delivered=True))
 
 
+@pytest.mark.parametrize("error", [ServerError("x", status=502), UnexpectedResponse("odd", status=200)])
+def test_what_may_have_been_carried_out_is_to_be_looked_at_before_it_is_repeated(error):
+    assert "look before you repeat it" in str(error)
+
+
 def test_an_unreadable_yes_names_the_id_it_could_read():
-    assert "The message has the id m7." in str(UnexpectedResponse("odd", status=200, message_id="m7"))
+    assert "do not repeat it. The message has the id m7." in str(
+        UnexpectedResponse("odd", status=200, message_id="m7")
+    )
 
 
 @pytest.mark.parametrize(

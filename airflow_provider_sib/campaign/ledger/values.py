@@ -69,7 +69,10 @@ class UnknownCampaign(LedgerError):
     """The ledger has no campaign of this id."""
 
     def __init__(self, campaign_id: str) -> None:
-        super().__init__(f"This ledger has no campaign {campaign_id!r}.")
+        super().__init__(
+            f"This ledger has no campaign {campaign_id!r}: `campaigns list` names those it has; another ledger is "
+            "chosen by `--ledger-conn-id` or ledger_conn_id."
+        )
         self.campaign_id = campaign_id
 
 
