@@ -19,6 +19,8 @@ with DAG(
     "order_status_updates",
     schedule="*/15 * * * *",
     catchup=False,
+    # Beside a later run, this one's not_after would leave out those who joined with that one.
+    max_active_runs=1,
     doc_md=__doc__,
     tags=["conversations"],
     params={"orders": str(Path(__file__).parent / "include" / "orders.jsonl")},

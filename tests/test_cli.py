@@ -18,6 +18,7 @@ from airflow_provider_sib.cli import follow
 from airflow_provider_sib.hooks import CampaignHook
 from airflow_provider_sib.hooks.campaign import LedgerPlace, Pin, open_ledger
 
+from .conftest import REPOSITORY
 from .test_campaign_hook import SUPPRESSED, TOLD, UNKNOWN, deliver, doubt_of, states_of
 
 if TYPE_CHECKING:
@@ -387,6 +388,27 @@ def test_a_lost_ledger_is_told_of_and_an_empty_one_may_be_adopted(hook, ran, tmp
     assert ran("ledger", "show")[0] == 0
 
 
+def test_the_forgotten_are_taken_out_of_lists_as_the_guide_does_it(campaign, tmp_path):
+    """Their rows have no visitor's id, with which no audience and no list could be read."""
+    guide = (REPOSITORY / "docs/guides/celery-and-kubernetes.md").read_text()
+    lines = [line for line in guide.splitlines() if line.endswith((" > reached.csv", " > suppressed.txt"))]
+    forgotten = next(row.visitor_id for row in campaign.deliveries("release", states=["sent"]))
+    campaign.forget_visitor(forgotten)
+    campaign.close()
+    for line in lines:
+        command = line.replace("python", sys.executable, 1).replace("release-2.0", "release")
+        subprocess.run(
+            ["bash", "-c", command],
+            check=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        )
+    with (tmp_path / "reached.csv").open(newline="") as file:
+        reached = [row["visitor_id"] for row in csv.DictReader(file)]
+    assert (len(reached), all(reached)) == (9, True)
+    assert (tmp_path / "suppressed.txt").read_text().splitlines() == [SUPPRESSED]
+
+
 def test_another_ledger_is_chosen_by_its_connection(campaign, ran, tmp_path, monkeypatch):
     path = tmp_path / "other.db"
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps({"conn_type": "sqlite", "host": str(path)}))
@@ -396,7 +418,7 @@ def test_another_ledger_is_chosen_by_its_connection(campaign, ran, tmp_path, mon
 
 # refusals
 
-UNKNOWN_CAMPAIGN = "This ledger has no campaign 'relase'."
+UNKNOWN_CAMPAIGN = "This ledger has no campaign 'relase': `campaigns list` names those it has"
 
 
 @pytest.mark.parametrize(
@@ -417,7 +439,10 @@ UNKNOWN_CAMPAIGN = "This ledger has no campaign 'relase'."
                 "purge relase --yes",
             )
         ),
-        (["campaigns", "pause", "release"], "Campaign 'release' is finished and cannot be set to paused."),
+        (
+            ["campaigns", "pause", "release"],
+            "Campaign 'release' is finished and cannot be set to paused. To keep it",
+        ),
         (["campaigns", "suppress", "--file", "no-such-file"], "No such file"),
         (["campaigns", "suppress", "x" * 256], "A visitor's id has more than 255 characters"),
         (["campaigns", "list", "--ledger-conn-id", "nowhere"], "The conn_id `nowhere` isn't defined"),
