@@ -64,14 +64,16 @@ def _read(tx: Transaction, campaign_id: str, *, lock: str) -> Book:
 
 def every(tx: Transaction) -> list[Campaign]:
     """Read all campaigns, the newest first."""
-    # All texts at once: one by one they take longer than everything else.
-    bodies = tx.rows(
-        "SELECT t.digest, t.body FROM sib_text t JOIN sib_campaign c"
-        " ON t.campaign = c.campaign AND t.revision = c.revision"
+    # With their texts at once: one by one they take longer than everything else, and a second statement would see
+    # what was opened or revised meanwhile.
+    columns = ", ".join(f"c.{name}" for name in CAMPAIGN_COLUMNS.split(", "))
+    rows = tx.rows(
+        f"SELECT {columns}, 0, t.body FROM sib_campaign c JOIN sib_text t"
+        " ON t.campaign = c.campaign AND t.revision = c.revision ORDER BY c.created_at_ms DESC, c.campaign"
     )
-    texts = {digest: json.loads(body) for digest, body in dict(bodies).items()}
-    rows = tx.rows(f"SELECT {CAMPAIGN_COLUMNS}, 0 FROM sib_campaign ORDER BY created_at_ms DESC, campaign")
-    return [_book(tx, row, texts).campaign for row in rows]
+    bodies = {row[6]: row[-1] for row in rows}  # by digest: many campaigns may have one text
+    texts = {digest: json.loads(body) for digest, body in bodies.items()}
+    return [_book(tx, row[:-1], texts).campaign for row in rows]
 
 
 def set_status(tx: Transaction, campaign_id: str, status: CampaignStatus) -> None:
