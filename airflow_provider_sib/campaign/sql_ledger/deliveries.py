@@ -8,7 +8,14 @@ import json
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_sib.campaign.ledger import FORGOTTEN, RANKS, CampaignStatus, Delivery, State
+from airflow_provider_sib.campaign.ledger import (
+    FORGOTTEN,
+    LEASE_EXPIRED,
+    RANKS,
+    CampaignStatus,
+    Delivery,
+    State,
+)
 from airflow_provider_sib.campaign.sql_ledger import books
 
 if TYPE_CHECKING:
@@ -196,3 +203,21 @@ def erase(tx: Transaction, part: int, rows: Iterable[Row]) -> None:
             " WHERE part = :part AND seq = :seq",
             values,
         )
+
+
+def sweep(tx: Transaction, book: books.Book) -> tuple[int, int | None]:
+    """Put expired leases in doubt; return how many, and when the next one can expire."""
+    if book.sweep_at_ms is None or book.sweep_at_ms > book.now_ms:
+        return 0, book.sweep_at_ms
+    swept = tx.run(
+        f"UPDATE {tx.dialect.todo} SET state = 4, reason = :reason, at_ms = :now"
+        " WHERE part = :part AND state = 1 AND lease_ms <= :now",
+        reason=LEASE_EXPIRED,
+        now=book.now_ms,
+        part=book.part,
+    )
+    (first,) = tx.row(
+        f"SELECT MIN(lease_ms) FROM {tx.dialect.todo} WHERE part = :part AND state = 1",
+        part=book.part,
+    )
+    return swept, first

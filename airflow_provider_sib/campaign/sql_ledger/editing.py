@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from airflow_provider_sib.campaign.ledger import Delivery, EditCycle, Edited, EditorBusy, edited
-from airflow_provider_sib.campaign.sql_ledger import books, deliveries, quotas, sending
+from airflow_provider_sib.campaign.sql_ledger import books, deliveries, quotas
 from airflow_provider_sib.campaign.sql_ledger.deliveries import DELIVERY_COLUMNS
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def edit(tx: Transaction, cycle: EditCycle) -> Edited | EditorBusy:
         return EditorBusy(book.now_ms, book.editor_until_ms)
     recorded = _record(tx, book, cycle) if cycle.results else 0
     # Who withdraws waits for what a killed sender has left, and no other sender may ever come.
-    _, sweep_at = sending.sweep(tx, book)
+    _, sweep_at = deliveries.sweep(tx, book)
     granted = quotas.grant(tx, cycle.quota, book.now_ms)
     tx.run(
         "UPDATE sib_campaign SET editor = :editor, editor_until_ms = :until, sweep_at_ms = :sweep"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_sib.campaign.ledger import (
     FORGOTTEN,
-    LEASE_EXPIRED,
     RANKS,
     SKIPPED_AT_ONCE,
     CampaignStatus,
@@ -45,7 +44,7 @@ def cycle(tx: Transaction, cycle: Cycle) -> Cycled:
             granted = Granted(now_ms, quotas.locked(tx, use), len(mine))
             return Cycled(now_ms, book.campaign, tuple(mine), {}, 0, 0, granted)
     recorded = _record(tx, book, cycle.results) if cycle.results else 0
-    swept, sweep_at = sweep(tx, book)
+    swept, sweep_at = deliveries.sweep(tx, book)
     quota, permits = paced(use, quotas.locked(tx, use), now_ms)
     claimed: list[Delivery] = []
     skipped: Counter[str] = Counter()
@@ -155,24 +154,6 @@ def _record(tx: Transaction, book: books.Book, results: Sequence[Result]) -> int
     given_up = (State.PENDING, State.FAILED, State.SKIPPED)
     deliveries.untouch(tx, book.part, [seq for seq, row in after.items() if row["state"] in given_up])
     return recorded
-
-
-def sweep(tx: Transaction, book: books.Book) -> tuple[int, int | None]:
-    """Put expired leases in doubt; return how many, and when the next one can expire."""
-    if book.sweep_at_ms is None or book.sweep_at_ms > book.now_ms:
-        return 0, book.sweep_at_ms
-    swept = tx.run(
-        f"UPDATE {tx.dialect.todo} SET state = 4, reason = :reason, at_ms = :now"
-        " WHERE part = :part AND state = 1 AND lease_ms <= :now",
-        reason=LEASE_EXPIRED,
-        now=book.now_ms,
-        part=book.part,
-    )
-    (first,) = tx.row(
-        f"SELECT MIN(lease_ms) FROM {tx.dialect.todo} WHERE part = :part AND state = 1",
-        part=book.part,
-    )
-    return swept, first
 
 
 def _sweep_by(tx: Transaction, book: books.Book, lease_ms: int) -> None:
