@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import redirect_stdout
 
-from airflow_provider_sib import check, cli
+# Airflow logs to standard output from its import on, and that is for what was asked for.
+with redirect_stdout(sys.stderr):
+    from airflow_provider_sib import check, cli
 
 
 def commands() -> argparse.ArgumentParser:
