@@ -155,8 +155,10 @@ def test_figures_that_are_not_ready_are_asked_for_by_one_timer(page, server, mak
 
     page.route("**/api/figures?*", not_ready)
     page.goto(f"{server.page}/?campaign=sure")
-    for _ in range(5):  # each time somebody comes back to it, the page refreshes itself
-        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.get_by_test_id("chart")).to_contain_text("Counting the deliveries")
+    for _ in range(6):  # each time somebody comes back to it, the page refreshes itself
+        with page.expect_response("**/api/campaign?*"):
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         page.wait_for_timeout(170)
     before = len(asked)
     page.wait_for_timeout(2_000)
