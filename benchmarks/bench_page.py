@@ -139,7 +139,7 @@ def main() -> None:
         file = Path(folder) / "sib_ledger.db"
         fill(file, options.campaigns, options.largest, options.rest)
         with CampaignHook() as hook:
-            hook.__dict__["ledger"] = SqlLedger(f"sqlite:///{file}")
+            hook._ledger = SqlLedger(f"sqlite:///{file}")  # noqa: SLF001 - none that a task has made
             table = measure(hook, options.campaigns, options.turns)
     print(f"{'milliseconds':40}" + "".join(f"{name:>10}" for name in ("first", "p50", "worst", "cpu")))
     for name, figures in table.items():

@@ -16,7 +16,6 @@ import shlex
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Self, cast
 
@@ -445,16 +444,21 @@ class CampaignHook(BaseHook):
         super().__init__(**kwargs)
         self.place = LedgerPlace.configured(ledger_conn_id)
         self._create = create
+        self._ledger: Ledger | None = None
 
-    @cached_property
+    # No cached_property: Python 3.11 makes one of those at a time, so that a silent server would hold up all hooks.
+    @property
     def ledger(self) -> Ledger:
         """The ledger, opened at first use."""
-        return open_ledger(self.place, to_send=False, create=self._create)
+        if self._ledger is None:
+            self._ledger = open_ledger(self.place, to_send=False, create=self._create)
+        return self._ledger
 
     def close(self) -> None:
         """Close the ledger; the next call opens it again."""
-        if "ledger" in self.__dict__:
-            self.__dict__.pop("ledger").close()
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
+            ledger.close()
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from airflow_provider_sib._compat import AirflowFailException
 from airflow_provider_sib.campaign.ledger import LedgerMissing, LedgerUnavailable
-from airflow_provider_sib.hooks.campaign import CampaignHook, LedgerPlace, Pin, open_ledger
+from airflow_provider_sib.hooks.campaign import CampaignHook, LedgerPlace, Pin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,8 +116,6 @@ class Shelf:
         try:
             if named and place != LedgerPlace.configured(None) and Pin.read(place) is None:
                 raise UnknownLedger(place.conn_id)
-            # Not by the hook's own cached property: Python 3.11 makes one of those at a time, whichever hook's it is.
-            vars(hook)["ledger"] = open_ledger(place, to_send=False, create=False)
             hook.ledger.now_ms()
         except UnknownLedger:
             raise
