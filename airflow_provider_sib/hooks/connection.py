@@ -69,7 +69,8 @@ class ConnectionSettings:
         """Read a connection; what is wrong is listed in ``problems`` and takes the default meanwhile.
 
         :param connection: of type ``sib_conversations``.
-        :raises AirflowFailException: when it has no API key, or one of :data:`GUARDS` cannot be read or is misspelt.
+        :raises AirflowFailException: when it has no API key, or an extra that guards it (``GUARDS``) cannot be read or
+            is misspelt.
         """
         extras, problems = _read_extras(connection.extra_dejson)
         api_key = (connection.password or "").strip()
