@@ -99,8 +99,18 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     engine.dispose()
 
 
+def _forget_bundles() -> None:
+    """Let Airflow read anew which bundles there are; from 3.4 on it reads that once in a process."""
+    from airflow.dag_processing.bundles import manager
+
+    if (read := getattr(manager, "_load_bundle_config_snapshot", None)) is not None:
+        read.cache_clear()
+
+
 @pytest.fixture
-def dag_of(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], DAG]:
+def dag_of(
+    airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str, str], DAG]]:
     """Make the source of a DAG file, as the documents show it, the one file of a bundle, and give its DAG.
 
     A run reads the whole bundle, so one that grew would slow it. Beside the file is `include/visitors.csv`.
@@ -116,6 +126,7 @@ def dag_of(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "kwargs": {"path": str(bundle)},
     }
     monkeypatch.setenv(name, json.dumps([mine]))
+    _forget_bundles()
 
     def _dag_of(stem: str, source: str) -> DAG:
         for earlier in bundle.glob("*.py"):
@@ -125,7 +136,8 @@ def dag_of(airflow_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (dag,) = {value for value in values if isinstance(value, DAG)}
         return dag
 
-    return _dag_of
+    yield _dag_of
+    _forget_bundles()
 
 
 @pytest.hookimpl(wrapper=True)
