@@ -9,6 +9,7 @@ import json
 import socket
 import ssl
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -204,8 +205,9 @@ def tunnel(to: int):
             sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
 
             def back():
-                while data := onward.recv(65536):
-                    sock.sendall(data)
+                with suppress(OSError):  # either side has hung up
+                    while data := onward.recv(65536):
+                        sock.sendall(data)
 
             thread = threading.Thread(target=back, daemon=True)
             thread.start()
