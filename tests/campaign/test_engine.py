@@ -1199,6 +1199,8 @@ def test_a_later_try_of_an_older_update_does_not_put_its_text_back(
     assert simulation.run(update("B", "run 2")) == [Done()]
     assert simulation.run(update("A", "run 1")) == [Done()]
     assert {texts[-1] for texts in brevo.messages.values()} == {"B"}
+    assert simulation.run(update("C", "run 1")) == [Done()]  # cleared, with a text it never gave
+    assert {texts[-1] for texts in brevo.messages.values()} == {"C"}
     assert simulation.run(update("A", "run 3")) == [Done()]
     assert {texts[-1] for texts in brevo.messages.values()} == {"A"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random as random_module
+from abc import abstractmethod
 from collections import Counter, deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -193,16 +194,17 @@ class _EditEngine(Work):
 
     _calls_per_message = 1
 
+    @abstractmethod
     def _read(self, campaign: Campaign, after: int) -> list[Delivery]:
-        raise NotImplementedError
+        """Read some of the rows that may need a change, by rank."""
 
+    @abstractmethod
     def _plan(self, row: Delivery, campaign: Campaign) -> _Plan | EditResult:
         """Say which requests a row needs, or its result when it needs none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _result(self, plan: _Plan) -> EditResult:
         """Say what to record of a row whose requests were carried out."""
-        raise NotImplementedError
 
     def _follow(self, request: Request) -> Request | None:  # noqa: ARG002  for those who verify
         """Say which request follows one that was carried out."""
@@ -367,11 +369,13 @@ class UpdateEngine(_EditEngine):
         """Make this the campaign's text.
 
         :param announcement: what it says from now on; None, when going on: what it says by now.
-        :param by: names who makes it, through all tries. Who has made a text already goes on with the newest: a try
-            that comes after another's newer text must not put the older one back.
+        :param by: names who makes it, through all tries. Who has made this very text already goes on with the newest:
+            a try that comes after another's newer text must not put the older one back.
         """
         made = by is not None and any(
-            revision.text.body.get("by") == by for revision in self._ledger.revisions(self._campaign_id)
+            revision.text.body.get("by") == by
+            for revision in self._ledger.revisions(self._campaign_id)
+            if announcement is not None and revision.text.digest == announcement.digest
         )
         if announcement is None or made:
             campaign = self._ledger.campaign(self._campaign_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random as random_module
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ class Rules:
         return self.timeout_seconds + 15
 
 
-class Work:
+class Work(ABC):
     """What every engine has: a ledger, a place in the quota, requests in flight, and a sense for outages."""
 
     def __init__(
@@ -117,8 +118,9 @@ class Work:
         for outcome in outcomes:
             self._take(outcome)
 
+    @abstractmethod
     def _take(self, outcome: Outcome) -> None:
-        raise NotImplementedError
+        """Take one outcome in."""
 
     def _now_ms(self) -> int:
         """Estimate the ledger's clock."""

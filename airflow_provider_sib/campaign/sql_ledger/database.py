@@ -376,7 +376,7 @@ class _Watch:
 
     def _watch(self) -> None:
         while True:
-            time.sleep(min(1.0, self._seconds / 4))
+            time.sleep(min(1.0, self._seconds / 4))  # how late it may notice
             for deadline, held in list(self._under_way.values()):
                 if time.monotonic() >= deadline:
                     _hang_up(held)
@@ -443,7 +443,7 @@ def _on_sqlite(dbapi: Any, _: object) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise
-            time.sleep(0.002)
+            time.sleep(0.002)  # somebody else is changing the mode just now, for which SQLite does not wait
         else:
             return
 
