@@ -125,7 +125,7 @@ class Courier:
     ) -> None:
         self._engine = engine
         self._client_of = client
-        self._batch = max(1, max_in_flight // 4)
+        self._batch = max(1, max_in_flight // 2)
         self._connections = min(connections or max_in_flight, max_in_flight)
         self._defer_after = defer_after_seconds
         self._progress = progress

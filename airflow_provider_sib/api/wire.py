@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from pydantic_core import to_json
+
 from airflow_provider_sib import __version__
 from airflow_provider_sib.api.errors import (
     ApiError,
@@ -309,7 +311,7 @@ def exchange(
     :raises ApiError: if Brevo refused.
     :raises UnexpectedResponse: if Brevo's answer can't be read.
     """
-    request = Request(call.method, call.path, None if call.body is None else _encoded(call.body))
+    request = Request(call.method, call.path, None if call.body is None else to_json(call.body))
     requests = failures = 0
     maybe_delivered = False
     patience = rate_limit_wait_seconds
@@ -344,13 +346,6 @@ def exchange(
         if wait is None:
             raise failure from None
         yield Sleep(wait)
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
-def _encoded(body: Mapping[str, Any]) -> bytes:
-    return _encode(body).encode()
 
 
 def _read(
