@@ -645,6 +645,25 @@ class TestResult:
         result = execute(send())
         assert (result["run"]["sent"], result["totals"]["sent"]) == (5, 10)
 
+    def test_counts_of_a_run_are_what_it_did_itself_through_its_deferrals(
+        self, sandbox, campaigns, monkeypatch
+    ):
+        monkeypatch.setenv("AIRFLOW__SIB__DEFER_AFTER_SECONDS", "10")
+        sandbox.configure(quota=6, hour_seconds=15)
+        with pytest.raises(TaskDeferred) as deferred:
+            execute(send(suppress=[{"visitor_id": "visitor-9"}]))
+        monkeypatch.setenv("AIRFLOW__SIB__DEFER_AFTER_SECONDS", "60")
+        sandbox.configure(quota=10_000)
+        # What others do meanwhile is not this run's doing.
+        soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+        execute(
+            WithdrawCampaignOperator(task_id="withdraw", campaign_id="release", sent_before=soon, reserve=0)
+        )
+        resumed = send(suppress=[{"visitor_id": "visitor-9"}])
+        run = resumed.execute(a_context(), {"woken_by": "moment"}, **deferred.value.kwargs)["run"]
+        assert (run["sent"], run["skipped"], run["calls"]) == (9, 1, 9)
+        assert campaigns.report("release").withdrawn == 6
+
     def test_an_asset_of_its_own_under_a_common_alias(self, run):
         assert run(lambda: send(campaign_id="Été 2026/1")) == SUCCESS
         with create_session() as session:

@@ -1,8 +1,8 @@
 """Operators for campaigns: an announcement to many, to each at most once, at the pace the quota allows.
 
 A task delivers while the quota lasts and is deferred while it does not. Whatever ends it (a retry, a clear, a kill,
-another DAG run), the next one goes on where it was, by the ledger. What must survive a deferral is there, and not in
-the deferral's own arguments.
+another DAG run), the next one goes on where it was, by the ledger. What must survive a deferral is there; the
+deferral itself carries only the counts of what was done before it.
 """
 
 from __future__ import annotations
@@ -111,10 +111,11 @@ class CampaignTask:
             **rules,
         )
 
-    def drive(self, engine: Engine, *, max_in_flight: int, carries: bool = False) -> None:
+    def drive(self, engine: Engine, *, max_in_flight: int) -> None:
         """Let the engine work until it is done; defer when it has to wait for long.
 
-        :param carries: whether `execute` is told, as ``before``, what was done when it goes on after a deferral.
+        After a deferral `execute` is told, as ``before``, what was done until then.
+
         :raises AirflowFailException: when the campaign was aborted, the connection is refused, or too much failed.
         """
         from airflow_provider_sib.api.wire import Retries
@@ -132,7 +133,7 @@ class CampaignTask:
             self._courier.stop()
         end = self._courier.run()
         if isinstance(end, Wait):
-            self._defer(end, {"before": engine.tally()} if carries else None)
+            self._defer(end, before=engine.tally())
         if isinstance(end, Stopped):
             self._fail(end, engine.tally())
 
@@ -173,7 +174,7 @@ class CampaignTask:
             return f"{ahead:,} to go; how long that takes is unknown, since Brevo has not told the quota yet"
         return f"{ahead:,} to go, {'within this hour' if seconds == 0 else f'at least {duration(seconds)}'}"
 
-    def _defer(self, wait: Wait, kwargs: dict[str, Any] | None) -> NoReturn:
+    def _defer(self, wait: Wait, *, before: Mapping[str, Json]) -> NoReturn:
         from airflow_provider_sib.triggers import CampaignTrigger
 
         until = None if wait.until_ms is None else wait.until_ms / 1000
@@ -189,7 +190,7 @@ class CampaignTask:
                 until=until,
             ),
             method_name="execute",
-            kwargs=kwargs,
+            kwargs={"before": dict(before)},
         )
 
     def _fail(self, stopped: Stopped, tally: Mapping[str, Any]) -> NoReturn:
@@ -348,8 +349,10 @@ class _CampaignOperator(BaseOperator):
             rehearses=rehearses,
         )
 
-    def _finish(self, context: Context, told: Report, **more: Any) -> dict[str, Any]:
+    def _finish(self, context: Context, told: Report, tally: Mapping[str, Json]) -> dict[str, Any]:
         """Give the task's result, and add the campaign's asset with it."""
+        run = dict(tally)
+        quota = {name: run.pop(name) for name in ("quota_limit", "quota_left")}
         result = {
             "campaign_id": self.campaign_id,
             "ledger_id": told.ledger_id,
@@ -371,7 +374,8 @@ class _CampaignOperator(BaseOperator):
             "failed_by": told.failed_by,
             "in_doubt_by": told.in_doubt_by,
             "skipped_by": told.skipped_by,
-            **more,
+            "run": run,
+            **quota,
         }
         counts = ", ".join(f"{name} {count}" for name, count in result["totals"].items() if count)
         self.log.info("Campaign %s is %s: %s.", self.campaign_id, told.status, counts or "nobody enrolled")
@@ -505,7 +509,9 @@ class SendCampaignOperator(_CampaignOperator):
         # BaseOperator.dry_run() only renders the templates; a rehearsal does more, under the name people know.
         self.dry_run = dry_run  # type: ignore[method-assign,assignment]  # as said above
 
-    def execute(self, context: Context, event: Any = None) -> dict[str, Any]:
+    def execute(
+        self, context: Context, event: Any = None, before: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Deliver; after a deferral go on."""
         resumed = event is not None
         if _is_backfill(context) and not self.send_in_backfill:
@@ -516,6 +522,8 @@ class SendCampaignOperator(_CampaignOperator):
             if rehearses:
                 return self._rehearse(task, context)
             engine = self._begin(task, context, resumed=resumed)
+            if before is not None:
+                engine.go_on(before)
             task.drive(engine, max_in_flight=self._in_flight())
             return self._result(task, engine, context)
 
@@ -695,14 +703,7 @@ class SendCampaignOperator(_CampaignOperator):
                 told.in_doubt,
                 task.place.command("campaigns", "deliveries", self.campaign_id, "--state", "in_doubt"),
             )
-        tally = engine.tally()
-        return self._finish(
-            context,
-            told,
-            run=engine.result(),
-            quota_limit=tally["quota_limit"],
-            quota_left=tally["quota_left"],
-        )
+        return self._finish(context, told, engine.tally())
 
 
 class _EditOperator(_CampaignOperator):
@@ -748,7 +749,7 @@ class _EditOperator(_CampaignOperator):
             price.hours,
             price.untouched,
         )
-        task.drive(engine, max_in_flight=self._in_flight(), carries=True)
+        task.drive(engine, max_in_flight=self._in_flight())
         told, run = report(task.ledger, self.campaign_id), engine.tally()
         if run["failed"]:
             self.log.warning(
@@ -773,8 +774,7 @@ class _EditOperator(_CampaignOperator):
                 told.in_doubt,
                 task.place.command("campaigns", "deliveries", self.campaign_id, "--state", "in_doubt"),
             )
-        limit, left = run.pop("quota_limit"), run.pop("quota_left")
-        return self._finish(context, told, run=run, quota_limit=limit, quota_left=left)
+        return self._finish(context, told, run)
 
     def _in_flight(self) -> int:
         return whole("max_in_flight", self.max_in_flight, least=1, most=1000)

@@ -136,9 +136,8 @@ class Campaigning(RuleBasedStateMachine):
     def start(self, most: int, resumed: bool, retry_failed: bool) -> None:
         engine = SendEngine(self.ledger, "c", self.by_rules(most), clock=self.time, random=lambda: 0.5)
         failed = self.ranks(State.FAILED)
-        fresh = not (resumed and "base" in self.ledger.campaign("c").memo)
         engine.begin(resumed=resumed, fraction=self.ledger.campaign("c").fraction, retry_failed=retry_failed)
-        if fresh and retry_failed:
+        if retry_failed and not resumed:
             self.license(failed)
         self.workers.append(Worker(engine, most))
 

@@ -260,9 +260,14 @@ def rules(**given: Any) -> Rules:
 def sender(
     ledger: Ledger, time: Any, campaign_id: str = "c", begin: dict[str, Any] | None = None, **given: Any
 ) -> Callable[[bool], SendEngine]:
+    last: list[SendEngine] = []
+
     def make(resumed: bool) -> SendEngine:
         engine = SendEngine(ledger, campaign_id, rules(**given), clock=time, random=lambda: 0.5)
         engine.begin(resumed=resumed, **(begin or {}))
+        if resumed and last:
+            engine.go_on(last[0].tally())
+        last[:] = [engine]
         return engine
 
     return make
@@ -683,13 +688,41 @@ def test_the_doubts_that_a_killed_sender_left_do_not_stop_the_next_one(house: Ho
     time.seconds += killed.rules.lease_seconds + 1
     # They say nothing about how Brevo fares.
     lives: list[SendEngine] = []
-    simulation = Simulation(time, brevo)
-    assert simulation.run(
-        lambda resumed: lives.append(sender(ledger, time, rate=rate)(resumed)) or lives[-1]
-    ) == [Done()]
+    simulation, make = Simulation(time, brevo), sender(ledger, time, rate=rate)
+    assert simulation.run(lambda resumed: lives.append(make(resumed)) or lives[-1]) == [Done()]
     assert Counter(states(ledger).values()) == {State.SENT: 22, State.IN_DOUBT: 8}
     assert lives[-1].tally()["in_doubt"] == 8
     assert (len(lives) > 1) == (limit == 12)
+
+
+def test_a_run_beside_it_changes_nothing_of_what_a_run_knows_of_itself(
+    time: Time, memory: MemoryLedger, brevo: Brevo
+) -> None:
+    campaign(memory, rows(*range(60)))
+    rate = Rate(reserve=0, jitter_seconds=0.5)
+    first = SendEngine(memory, "c", rules(rate=rate), clock=time, random=lambda: 0.5)
+    first.begin(resumed=False)
+    brevo.strike = lambda request: "bad" if isinstance(request, Post) else None
+    step = first.next()
+    assert isinstance(step, Send)
+    first.take(
+        [Outcome(request=one, began_at=time(), ended_at=time(), **brevo.handle(one)) for one in step.requests]
+    )
+    first.leave()
+    failed = first.tally()["failed"]
+    assert failed > 0
+    # The next night's run comes while the first one waits; and somebody looks after the failures by hand.
+    beside = SendEngine(memory, "c", rules(rate=rate), clock=time, random=lambda: 0.5)
+    beside.begin(resumed=False)
+    beside.leave()
+    assert beside.tally()["failed"] == 0
+    while memory.retry("c", State.FAILED):
+        pass
+    resumed = SendEngine(memory, "c", rules(rate=rate), clock=time, random=lambda: 0.5)
+    resumed.begin(resumed=True)
+    resumed.go_on(first.tally())
+    tally = resumed.tally()
+    assert (tally["failed"], tally["sent"], tally["calls"]) == (failed, 0, failed)
 
 
 def test_one_bad_recipient_fails_alone(

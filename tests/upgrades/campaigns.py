@@ -142,11 +142,13 @@ def online() -> AgentOnlineOperator:
     )
 
 
-def execute(operator: Any, event: Any = None, **context: Any) -> dict[str, Any]:
+def execute(
+    operator: Any, event: Any = None, arguments: Mapping[str, Any] | None = None, **context: Any
+) -> dict[str, Any]:
     """Run a task without an Airflow around it."""
     now = datetime.now(UTC)
     run = {"dag_run": SimpleNamespace(run_type="manual", logical_date=now, run_after=now)}
-    return operator.execute(run | context, event)
+    return operator.execute(run | context, event, **(arguments or {}))
 
 
 def deferral(operator: Any) -> dict[str, Any]:
@@ -226,7 +228,7 @@ def go_on(deferred: Mapping[str, Any]) -> dict[str, Any]:
         event = asyncio.run(_event(trigger_of(kept)))
         operator = TASKS[campaign]()
         assert kept["method"] == "execute"
-        results[campaign] = execute(operator, event)
+        results[campaign] = execute(operator, event, kept["arguments"])
     return results
 
 

@@ -21,7 +21,6 @@ from airflow_provider_sib.campaign.engine.work import (
     text_hash,
 )
 from airflow_provider_sib.campaign.ledger import (
-    LEASE_EXPIRED,
     Backlog,
     Campaign,
     CampaignStatus,
@@ -88,7 +87,6 @@ class SendEngine(Work):
         self._undone: tuple[Cycle, float] | None = None
         self._claimed_at = 0.0
         self._asked = False
-        self._base: dict[str, int] = {}
         self._run: Counter[State] = Counter()
         # Doubts that a sender left who was killed: they say nothing about how Brevo fares.
         self._swept = 0
@@ -109,30 +107,14 @@ class SendEngine(Work):
         """
         ledger, campaign_id = self._ledger, self._campaign_id
         campaign = ledger.campaign(campaign_id)
-        memo = campaign.memo
-        self._outage.restore(memo.get("outage", {}))
-        if not (resumed and "base" in memo):
+        self._outage.restore(campaign.memo.get("outage", {}))
+        if not resumed:
             if retry_failed:
                 while ledger.retry(campaign_id, State.FAILED):
                     pass
             if self.rules.resend_doubts:
                 while ledger.retry(campaign_id, State.IN_DOUBT):
                     pass
-            counts = _by_name(ledger.counts(campaign_id).by_state)
-            memo = {"base": counts | {LEASE_EXPIRED: self._lease_expired()}}
-        self._base = memo["base"]
-        self._calls_before, self._seconds_before = memo.get("calls", 0), memo.get("seconds", 0.0)
-        self._resent = memo.get("resent", 0)
-        now = _by_name(ledger.counts(campaign_id).by_state) if resumed else self._base
-        self._run = Counter(
-            {
-                state: max(0, now.get(state.name.lower(), 0) - self._base.get(state.name.lower(), 0))
-                for state in (State.SENT, State.FAILED, State.IN_DOUBT)
-            }
-        )
-        if resumed:
-            self._swept = max(0, self._lease_expired() - self._base.get(LEASE_EXPIRED, 0))
-            self._run[State.IN_DOUBT] = max(0, self._run[State.IN_DOUBT] - self._swept)
         self._fraction = fraction
         if resumed:  # somebody may have let more through meanwhile
             fraction = max(fraction, campaign.fraction)
@@ -141,6 +123,23 @@ class SendEngine(Work):
             ledger.set_fraction(campaign_id, fraction)
         self._synchronise(ledger.now_ms())
         return ledger.campaign(campaign_id)
+
+    def go_on(self, tally: Mapping[str, Json]) -> None:
+        """Count on from where the part of this run came to that took leave to wait.
+
+        :param tally: of that part.
+        """
+        self._swept = tally["lease_expired"]
+        self._run = Counter(
+            {
+                State.SENT: tally["sent"],
+                State.FAILED: tally["failed"],
+                State.IN_DOUBT: tally["in_doubt"] - self._swept,
+                State.SKIPPED: tally["skipped"],
+            }
+        )
+        self._resent = tally["resent"]
+        self._calls_before, self._seconds_before = tally["calls"], tally["seconds"]
 
     def next(self) -> Step:
         """See :meth:`Engine.next`."""
@@ -178,21 +177,14 @@ class SendEngine(Work):
             "sent": self._run[State.SENT],
             "failed": self._run[State.FAILED],
             "in_doubt": self._run[State.IN_DOUBT] + self._swept,
+            "lease_expired": self._swept,
+            "skipped": self._run[State.SKIPPED],
+            "resent": self._resent,
             "calls": self._calls_before + self.calls,
-            "seconds": self._seconds(),
+            "seconds": round(self._seconds_before + self._clock() - self._started, 3),
             "quota_limit": None if quota is None else quota.limit,
             "quota_left": None if quota is None else quota.remaining,
         }
-
-    def result(self) -> dict[str, Json]:
-        """Count what this run did, by comparing the ledger with what it was when the run began."""
-        now = _by_name(self._ledger.counts(self._campaign_id).by_state)
-        gained = {
-            name: now.get(name, 0) - self._base.get(name, 0)
-            for name in ("sent", "failed", "in_doubt", "skipped")
-        }
-        tally = self.tally()
-        return {**gained, "calls": tally["calls"], "seconds": tally["seconds"]}
 
     def _take(self, outcome: Outcome) -> None:
         self._end(outcome)
@@ -212,24 +204,6 @@ class SendEngine(Work):
             )
         )
 
-    def _lease_expired(self) -> int:
-        """Count the doubts that killed senders have left."""
-        left = self._ledger.deliveries(self._campaign_id, states=[State.IN_DOUBT], reasons=[LEASE_EXPIRED])
-        return sum(1 for _ in left)
-
-    def _memo(self) -> dict[str, Json]:
-        """Give what somebody who goes on with this run must know."""
-        return {
-            "base": self._base,
-            "resent": self._resent,
-            "outage": self._outage.memo(),
-            "calls": self._calls_before + self.calls,
-            "seconds": self._seconds(),
-        }
-
-    def _seconds(self) -> float:
-        return round(self._seconds_before + self._clock() - self._started, 3)
-
     def _cycle(self, wanted: int | None = None) -> Cycled:
         if self._undone is None:
             if wanted is None:
@@ -247,7 +221,7 @@ class SendEngine(Work):
                 cap=self._cap,
                 screen=self._screen if self._allowed or self.rules.send_window else None,
                 next_wake_ms=self._wake_ms,
-                memo=self._memo(),
+                memo={"outage": self._outage.memo()},
             )
             self._undone = cycle, self._clock()
         # The same cycle again when it is not known whether it was committed: its token finds its rows.
@@ -257,6 +231,7 @@ class SendEngine(Work):
         self._undone = None
         self._learn(cycled.granted)
         self._swept += cycled.swept
+        self._run[State.SKIPPED] += sum(cycled.skipped.values())
         return cycled
 
     def _wanted(self) -> int:
@@ -334,8 +309,8 @@ class SendEngine(Work):
         """Look what is left to do."""
         rules, now_ms = self.rules, cycled.now_ms
         if rules.not_after_ms is not None and now_ms >= rules.not_after_ms:
-            while self._ledger.skip_pending(self._campaign_id, NOT_AFTER, held_back=False):
-                pass
+            while skipped := self._ledger.skip_pending(self._campaign_id, NOT_AFTER, held_back=False):
+                self._run[State.SKIPPED] += skipped
         backlog = self._ledger.backlog(self._campaign_id)
         if backlog.zones:
             if cycled.campaign.status is CampaignStatus.FINISHED:
@@ -419,7 +394,3 @@ def _own(variables: Mapping[str, Json], column: str) -> str | None:
     """Give a row's own agent or group; blank is none."""
     value = variables.get(column)
     return value if isinstance(value, str) and value.strip() else None
-
-
-def _by_name(counts: Mapping[State, int]) -> dict[str, int]:
-    return {state.name.lower(): count for state, count in counts.items()}
