@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -922,6 +923,29 @@ def test_a_message_that_turns_up_after_the_withdrawal_is_met_by_the_next_pass(le
 
 
 # looking
+
+
+def test_counts_are_those_of_the_rows_however_far_a_campaign_has_come(ledger: Ledger) -> None:
+    """A ledger need not count all it has."""
+
+    def see() -> None:
+        assert ledger.counts("c").by_state == Counter(states(ledger))
+
+    opened(ledger, each_run=True)
+    see()
+    ledger.enrol("c", [Enrolment(f"k{n}", n, f"v{n}") for n in range(9)])
+    see()
+    for outcomes in ((SENT, FAILED), (SENT, IN_DOUBT, SENT), (SENT, SENT, SENT, SENT)):
+        claimed = cycle(ledger, len(outcomes)).claimed
+        see()
+        cycle(ledger, 0, [result(*pair) for pair in zip(claimed, outcomes, strict=True)])
+        see()
+    ledger.enrol("c", [Enrolment(f"k{n}", n, f"v{n}") for n in range(40)])
+    see()
+    while ledger.retry("c", FAILED):
+        see()
+    while ledger.skip_pending("c", "late"):
+        see()
 
 
 def test_deliveries_are_counted_charted_and_listed(ledger: Ledger, clock: Clock) -> None:
