@@ -192,6 +192,7 @@ def time_cycles(sizes: list[int], urls: list[str]) -> dict[int, dict[str, float]
         for name, milliseconds_ in taken[rows].items():
             figures[rows][f"{name}_p50_ms"] = statistics.median(milliseconds_)
             figures[rows][f"{name}_p99_ms"] = statistics.quantiles(milliseconds_, n=100)[98]
+            figures[rows][f"{name}_claims_per_second"] = BATCH * 1000 / statistics.mean(milliseconds_)
         ledger = SqlLedger(url)
         for name, look in (
             ("counts", ledger.counts),
@@ -309,7 +310,8 @@ def main() -> None:
     )
     for name in names:
         line = [figures[name] for figures in table.values()]
-        growth = f"{line[-1] / line[0]:14.2f}" if len(line) > 1 and name[-6:] in ("p50_ms", "p99_ms") else ""
+        grows = name.endswith(("p50_ms", "p99_ms", "claims_per_second"))
+        growth = f"{line[-1] / line[0]:14.2f}" if len(line) > 1 and grows else ""
         print(f"{name:28}" + "".join(f"{figure:14.2f}" for figure in line) + growth)
     if options.json:
         options.json.write_text(json.dumps({str(rows): figures for rows, figures in table.items()}, indent=2))
