@@ -261,6 +261,21 @@ class TestWaiting:
             execute(send(text="Second, [[ visitor.first_name ]]"), event={"woken_by": "moment"})
         assert {message["text"].split(",")[0] for message in sandbox.messages()} == {"First"}
 
+    def test_after_a_deferral_it_leaves_out_whom_suppress_names_by_then(self, sandbox, campaigns, tmp_path):
+        path = tmp_path / "suppressed.csv"
+        path.write_text("visitor_id\n")
+        execute(send(fraction=0.5, suppress=str(path)))
+        campaigns.pause("release")
+        with pytest.raises(TaskDeferred):
+            execute(send(suppress=str(path)))
+        campaigns.resume("release")
+        kept, *left_out = once_each(10).keys() - told(sandbox).keys()
+        path.write_text("\n".join(["visitor_id", *left_out]))
+        resumed = execute(send(suppress=str(path)), event={"woken_by": "resumed"})
+        assert resumed["skipped_by"] == {"excluded": 4}
+        assert told(sandbox) == once_each(10) - Counter(left_out)
+        assert kept in told(sandbox)
+
     def test_a_shut_window_defers_to_its_opening(self, sandbox):
         hour = (datetime.now(UTC) + timedelta(hours=3)).replace(minute=0, second=0, microsecond=0)
         window = SendWindow(
@@ -326,6 +341,14 @@ class TestRules:
         assert result["skipped_by"] == skipped_by
         assert len(sandbox.messages()) == 10 - sum(skipped_by.values())
         assert result["status"] == "finished"
+
+    def test_who_is_suppressed_no_longer_is_sent_to(self, sandbox):
+        """Whom an earlier run has skipped stays skipped: that is an outcome."""
+        first = execute(send(enrol="each_run", fraction=0.5, suppress=rows(12)))
+        assert 0 < first["totals"]["skipped"] < 10
+        second = execute(send(12, enrol="each_run"))
+        assert second["skipped_by"] == first["skipped_by"] == {"excluded": first["totals"]["skipped"]}
+        assert len(sandbox.messages()) == 12 - first["totals"]["skipped"]
 
     def test_the_ledgers_own_list_of_the_suppressed(self, sandbox, campaigns):
         execute(send(1, campaign_id="first"))

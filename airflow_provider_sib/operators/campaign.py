@@ -417,7 +417,8 @@ class SendCampaignOperator(_CampaignOperator):
     :param frequency_cap: how often at most, over the campaigns of a group.
     :param not_after: the moment after which nothing is sent: aware datetime, ISO 8601 with offset (templated), or a
         timedelta from the run's own date.
-    :param suppress: an audience of visitors to leave out, read again at each resume (templated).
+    :param suppress: an audience of visitors to leave out, read again at each resume (templated); the list read last
+        holds, also an empty one or None. Who was skipped by an earlier one stays skipped.
     :param send_in_backfill: whether a backfill's runs send; else they skip the task.
     :param retry_failed: whether deliveries that failed in earlier runs are tried again.
     :param on_doubt: ``"hold"``; or ``"resend"``: doubts are sent again, and may arrive twice.
@@ -587,8 +588,8 @@ class SendCampaignOperator(_CampaignOperator):
                 enrolled.duplicates,
                 enrolled.bad_rows,
             )
-        if self.suppress is not None:
-            ledger.exclude(self.campaign_id, self._suppressed(ledger))
+        # Also where there is no list: the ledger still has the one of an earlier run.
+        ledger.exclude(self.campaign_id, () if self.suppress is None else self._suppressed(ledger))
         engine = SendEngine(ledger, self.campaign_id, rules)
         engine.begin(
             resumed=resumed,

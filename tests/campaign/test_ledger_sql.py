@@ -484,6 +484,12 @@ def test_no_statement_of_a_cycle_reads_more_than_its_rows(sql_house: House, anal
             assert _is_cheap(sql_house.kind, conn, sql, parameters), sql
 
 
+def test_a_campaign_that_excludes_nobody_pays_two_reads_for_it(sql_house: House) -> None:
+    ledger = sql_house.open()
+    audience(ledger, people(1))
+    assert len(_statements(ledger, lambda: ledger.exclude("c", []))) == 2
+
+
 def _is_cheap(kind: str, conn: sa.engine.Connection, sql: str, parameters: Any) -> bool:
     if "sib_delivery" not in sql:
         return True

@@ -35,8 +35,12 @@ def exclude(database: Database, campaign_id: str, visitor_ids: Iterable[str]) ->
             [{"scope": campaign_id, "hash": hash_, "at_ms": now_ms, "gen": gen} for hash_ in hashes],
         )
 
+    added = False
     for chunk in chunks(database.hash(visitor_id) for visitor_id in visitor_ids):
         database.write(partial(add, hashes=sorted(set(chunk))))
+        added = True
+    if gen == 1 and not added:  # as with most campaigns
+        return 0
 
     def end(tx: Transaction) -> int:
         books.lock(tx, campaign_id)
