@@ -21,6 +21,7 @@ from airflow.models.asset import AssetEvent, AssetModel
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.xcom import XComModel
 from airflow.sdk import DAG, TaskInstanceState, task
+from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
@@ -622,6 +623,55 @@ class TestTemplates:
         assert told(sandbox) == once_each(2)
         kept = rendered_fields(run.run_id)
         assert [fields["audience"] for fields in kept] == ["RowsAudience(1 rows: visitor_id, first_name)"] * 2
+
+    @pytest.mark.parametrize("name", ["audience", "suppress"])
+    @pytest.mark.parametrize("how", ["partial", "expand", "expand_kwargs"])
+    def test_literal_rows_of_a_mapped_task_neither(self, run, sandbox, how, name):
+        """Airflow keeps with the DAG what a mapped task is given; the operator itself is made when it runs."""
+
+        def flow():
+            given = {
+                "campaign_id": "c",
+                "audience": RowsAudience(rows(1)),
+                "text": "Hi [[ visitor.first_name ]]!",
+            }
+            literal = [{"visitor_id": "ann", "first_name": "{{ 7*7 }}"}]
+            expanded = "campaign_id" if how == "partial" else name
+            given[name] = literal
+            value = given.pop(expanded)
+            partial = SendCampaignOperator.partial(task_id="send", **given)
+            if how == "expand_kwargs":
+                partial.expand_kwargs([{expanded: value}])
+            else:
+                partial.expand(**{expanded: [value]})
+
+        with DAG("campaign", schedule=None) as dag:
+            flow()
+        serialized = json.dumps(LazyDeserializedDAG.from_dag(dag).data)
+        assert "RowsAudience(1 rows: visitor_id, first_name)" in serialized
+        assert '"ann"' not in serialized
+        assert run(flow) == SUCCESS
+        text = "Hi {{ 7*7 }}!" if name == "audience" else "Hi Name 0!"
+        assert [message["text"] for message in sandbox.messages()] == [text]
+        (fields,) = rendered_fields(run.run_id)
+        assert fields[name] == "RowsAudience(1 rows: visitor_id, first_name)"
+
+    @pytest.mark.parametrize("name", ["audience", "suppress"])
+    @pytest.mark.parametrize("wrong", [["ann"], [7], {"visitor_id": "ann"}, {"ann"}])
+    def test_what_is_no_row_is_refused_before_it_is_kept(self, name, wrong):
+        """When the DAG is parsed, without visitors' ids in the error."""
+        given = {"task_id": "send", "campaign_id": "c", "text": "Hi!", "audience": RowsAudience(rows(1))}
+        partial = SendCampaignOperator.partial(**{key: given[key] for key in given.keys() - {name}})
+        for refusing in (
+            lambda: SendCampaignOperator(**given | {name: wrong}),
+            lambda: SendCampaignOperator.partial(**given | {name: wrong}),
+            lambda: partial.expand(**{name: [wrong]}),
+            lambda: partial.expand_kwargs([{name: wrong}]),
+        ):
+            with pytest.raises(TypeError, match="must be") as refused:
+                refusing()
+            assert "ann" not in str(refused.value)
+        partial.expand(**{name: [rows(1)]})
 
     def test_the_path_of_an_audience(self, run, sandbox, tmp_path):
         (tmp_path / "v.csv").write_text("who,first_name\nann,Ann\n")

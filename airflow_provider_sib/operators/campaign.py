@@ -8,12 +8,13 @@ deferral itself carries only the counts of what was done before it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 from urllib.parse import quote
 
-from airflow.sdk import Asset, AssetAlias, BaseOperator
+from airflow.sdk import Asset, AssetAlias, BaseOperator, XComArg
 
 from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
 from airflow_provider_sib.arguments import boolean, number, whole
@@ -22,7 +23,7 @@ from airflow_provider_sib.links import CampaignLink
 from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     import jinja2
@@ -400,7 +401,8 @@ class SendCampaignOperator(_CampaignOperator):
 
     :param campaign_id: the campaign's name, chosen by you (templated); up to 255 characters.
     :param audience: who (templated): an audience; a path or URL ending in ``.csv``, ``.jsonl``, ``.ndjson``; rows,
-        also as another task's output.
+        also as another task's output. Airflow keeps of rows only their number and columns; in ``default_args`` or
+        the arguments of a mapped task group write them as ``RowsAudience(rows)`` for that.
     :param text: what (templated; also a file ``.md.j2`` or ``.txt.j2``): a text, or ``{locale: text}``. What differs
         per visitor is in double square brackets: ``[[ visitor.first_name | default('there') ]]``.
     :param variants: instead of ``text``: ``{name: text | {locale: text} | Variant(text, weight)}`` (templated).
@@ -486,7 +488,7 @@ class SendCampaignOperator(_CampaignOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(campaign_id=campaign_id, **kwargs)
-        self.audience = _wrapped(audience)
+        self.audience = _literal("audience", audience)
         self.text = text
         self.variants = variants
         self.default_locale = default_locale
@@ -499,7 +501,7 @@ class SendCampaignOperator(_CampaignOperator):
         self.send_window = send_window
         self.frequency_cap = frequency_cap
         self.not_after = not_after
-        self.suppress = _wrapped(suppress)
+        self.suppress = _literal("suppress", suppress)
         self.send_in_backfill = boolean("send_in_backfill", send_in_backfill)
         self.retry_failed = boolean("retry_failed", retry_failed)
         self.on_doubt = _one_of("on_doubt", on_doubt, "hold", "resend")
@@ -509,6 +511,14 @@ class SendCampaignOperator(_CampaignOperator):
         self.max_in_flight = max_in_flight
         # BaseOperator.dry_run() only renders the templates; a rehearsal does more, under the name people know.
         self.dry_run = dry_run  # type: ignore[method-assign,assignment]  # as said above
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Give the arguments that the instances of a mapped task share, as Airflow's own does.
+
+        :raises TypeError: ``audience`` or ``suppress`` is a collection, but not of rows.
+        """
+        return _Partial(super().partial(**{name: _literal(name, value) for name, value in kwargs.items()}))
 
     def execute(
         self, context: Context, event: Any = None, before: Mapping[str, Any] | None = None
@@ -705,6 +715,38 @@ class SendCampaignOperator(_CampaignOperator):
                 task.place.command("campaigns", "deliveries", self.campaign_id, "--state", "in_doubt"),
             )
         return self._finish(context, told, engine.tally())
+
+
+class _Partial:
+    """What ``partial`` gives, wrapping rows also when it is expanded.
+
+    Airflow keeps with the DAG what a mapped task is given, and makes the operator itself only when it runs.
+    """
+
+    def __init__(self, partial: Any) -> None:
+        self._partial = partial
+
+    def expand(self, **mapped: Any) -> Any:
+        """Map over arguments, as Airflow's own does."""
+        return self._partial.expand(
+            **{
+                name: [_literal(name, each) for each in value]
+                if isinstance(value, list | tuple)
+                else _literal(name, value)
+                for name, value in mapped.items()
+            }
+        )
+
+    def expand_kwargs(self, kwargs: Any, **how: Any) -> Any:
+        """Map over sets of arguments, as Airflow's own does."""
+        if isinstance(kwargs, list | tuple):
+            kwargs = [
+                {name: _literal(name, value) for name, value in each.items()}
+                if isinstance(each, Mapping)
+                else each
+                for each in kwargs
+            ]
+        return self._partial.expand_kwargs(kwargs, **how)
 
 
 class _EditOperator(_CampaignOperator):
@@ -918,6 +960,21 @@ def _name_of(context: Context) -> str | None:
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _literal(name: str, value: Any) -> Any:
+    """Wrap rows that stand in the DAG, and refuse what is no row before Airflow keeps it.
+
+    :param name: the operator's argument; others than those for visitors are left as they are.
+    :raises TypeError: it isn't rows; without their data.
+    """
+    if name not in ("audience", "suppress") or not isinstance(value, list | tuple | Mapping | Set):
+        return value
+    if any(isinstance(row, XComArg) for row in value):  # rows of other tasks, wrapped when they are there
+        return value
+    from airflow_provider_sib.campaign import audience_of
+
+    return audience_of(value, name=name)
 
 
 def _wrapped(value: Any) -> Any:
