@@ -120,7 +120,8 @@ class MessageSensor(BaseSensorOperator):
 class CampaignSensor(BaseSensorOperator):
     """Wait until a campaign has an outcome for its audience; it asks the ledger and makes no API call.
 
-    A campaign that is paused, or not there yet, is waited for; an aborted one fails the sensor.
+    A campaign that is paused, however much of it is settled, or not there yet, is waited for; an aborted one fails
+    the sensor.
 
     :param campaign_id: the campaign (templated).
     :param settled_share: share, above 0, of those who may be sent to that must have an outcome: sent, failed, in
@@ -176,5 +177,9 @@ class CampaignSensor(BaseSensorOperator):
             report.status,
             report.settled_share * 100,
         )
-        done = report.enrolled_at_ms is not None and report.settled_share >= self.settled_share
+        done = (
+            report.status != CampaignStatus.PAUSED
+            and report.enrolled_at_ms is not None
+            and report.settled_share >= self.settled_share
+        )
         return PokeReturnValue(is_done=done, xcom_value=report.as_dict())

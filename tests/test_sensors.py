@@ -214,6 +214,13 @@ class TestCampaignSensor:
         campaigns.pause("release")
         assert self.poke()[0] is False
 
+    def test_a_paused_one_is_waited_for_although_enough_are_settled(self, campaigns, sib_sandbox):
+        self.send_six_of_ten(sib_sandbox)
+        campaigns.pause("release")
+        assert self.poke(settled_share=0.5)[0] is False
+        campaigns.resume("release")
+        assert self.poke(settled_share=0.5)[0] is True
+
     def test_an_aborted_one_fails_it(self, campaigns, sib_sandbox):
         self.send_six_of_ten(sib_sandbox)
         campaigns.abort("release")
