@@ -34,7 +34,7 @@ def _moment(value: object) -> datetime:
     match value:
         case bool():
             pass
-        case int():
+        case int() | float() if value % 1 == 0:  # JSON's 1.0 is a whole number too
             try:
                 return _EPOCH + value * _MILLISECOND
             except OverflowError:

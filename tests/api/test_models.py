@@ -147,6 +147,10 @@ def test_a_time_that_is_no_whole_number_of_milliseconds_is_refused(value):
         Message.model_validate({"id": "x", "createdAt": value})
 
 
+def test_a_time_may_come_as_jsons_other_whole_number():
+    assert read({"id": "x", "createdAt": 1470222622433.0}) == read({"id": "x", "createdAt": 1470222622433})
+
+
 def test_a_type_of_message_nobody_documented_is_admitted():
     assert read({"id": "x", "type": "bot"}).type == "bot"
 
