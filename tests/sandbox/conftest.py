@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 VISITOR = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
 AGENT = "d9nKoegKSjmCtyK78"
 GROUP = "PjRBMhWGen6aRHjif"
+#: Brevo's OpenAPI description of Conversations.
+CONTRACT: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parent / "contract" / "conversations-openapi-3.1.yaml").read_text()
+)
 
 
 @dataclass(frozen=True)
@@ -78,5 +82,4 @@ def call(sandbox: Sandbox) -> Caller:
 
 @pytest.fixture(scope="session")
 def contract() -> dict[str, Any]:
-    """Brevo's OpenAPI description of Conversations."""
-    return yaml.safe_load((Path(__file__).parent / "contract" / "conversations-openapi-3.1.yaml").read_text())
+    return CONTRACT
