@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,6 +76,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:Re
 F = TypeVar("F", bound=Callable[..., None])
 PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
 KEY = "xkeysib-0123456789abcdef-secret"
+PASSWORD = "hush-4711"
 VISITOR = "v1"
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 
@@ -115,11 +117,11 @@ BUT_SENT = Outcome(UnexpectedResponse, 1, State.SENT, None, "goes on", "succeeds
 QUOTA = Outcome(RateLimited, 1, State.PENDING, None, "waits: quota", "deferred")
 
 
-def unreadable(status: int = 200) -> Outcome:
+def unreadable(status: int | str = 200) -> Outcome:
     return Outcome(UnexpectedResponse, 1, State.IN_DOUBT, f"unreadable_{status}", "goes on", "retried")
 
 
-def server_error(status: int) -> Outcome:
+def server_error(status: int | str) -> Outcome:
     return Outcome(ServerError, 1, State.IN_DOUBT, f"http_{status}", "goes on", "retried")
 
 
@@ -269,7 +271,7 @@ def through(proxy: Callable[[Peer, socket.socket], None] | None = None, *, own: 
         if peer is not house.proxy:
             stack.callback(peer.close)
         url = f"https://brevo.invalid:{house.brevo.port}/v3"
-        return Place(url, [], proxy=f"http://user:word@127.0.0.1:{peer.port}" if own else None)
+        return Place(url, [], proxy=f"http://user:{PASSWORD}@127.0.0.1:{peer.port}" if own else None)
 
     return at
 
@@ -297,7 +299,7 @@ class Case:
     timeout_seconds: float = 10.0
 
 
-CASES = [
+NAMED = [
     Case("The host has no address (DNS)", no_such_host, NOT_REACHED),
     Case("The connection is refused", nobody_listens, NOT_REACHED),
     Case("TLS: a certificate that nobody vouches for", unsigned, NOT_REACHED),
@@ -376,6 +378,11 @@ CASES = [
         refused(InvalidRequest, "not_acceptable"),
     ),
     Case(
+        "407 Proxy Authentication Required, from Brevo",
+        error("407 Proxy Authentication Required", "unauthorized"),
+        UNAUTHORIZED,
+    ),
+    Case(
         "409 Conflict",
         error("409 Conflict", "duplicate_request"),
         refused(InvalidRequest, "duplicate_request"),
@@ -396,6 +403,41 @@ CASES = [
     ),
     Case("503 Service Unavailable", error("503 Service Unavailable", "unavailable"), server_error(503)),
     Case("504 Gateway Timeout", error("504 Gateway Timeout", "timeout"), server_error(504)),
+]
+
+# What the statuses come to that have no row of their own.
+RULES = {
+    "Any other 3xx": unreadable("3xx"),
+    "Any other 4xx": refused(InvalidRequest, "http_4xx"),
+    "Any other 5xx": server_error("5xx"),
+}
+
+
+def by_rule(status: int) -> Case:
+    """A status with headers for which a library might go on by itself."""
+    kind = f"{status // 100}xx"
+    outcome = RULES[f"Any other {kind}"]
+    return Case(
+        f"{status}, by rule",
+        answered(
+            f"{status} Status",
+            b"" if status == 304 else HTML,
+            "location: https://nowhere.invalid/\r\nretry-after: 0\r\n",
+            "text/html",
+        ),
+        replace(outcome, reason=f"{outcome.reason}".replace(kind, f"{status}")),
+    )
+
+
+# 520 and above are Cloudflare's, behind which Brevo's API is.
+STATUSES = {status.value for status in HTTPStatus if status >= 300} | set(range(520, 531))
+OTHERS = [
+    by_rule(status)
+    for status in sorted(STATUSES)
+    if not any(case.fault.startswith(f"{status} ") for case in NAMED)
+]
+
+PROXIED = [
     Case("No fault: through the proxy of `https_proxy`", through(own=False), GOES_WELL),
     Case("No fault: through the connection's own proxy", through(), GOES_WELL),
     Case("The proxy is not there", proxy_is_gone, NOT_REACHED),
@@ -406,6 +448,8 @@ CASES = [
     ),
     Case("The proxy can't reach Brevo (502)", through(answering("", b"", "502 Bad Gateway")), NOT_REACHED),
 ]
+
+CASES = [*NAMED, *OTHERS, *PROXIED]
 
 
 # What is seen
@@ -584,7 +628,7 @@ def test_a_fault_comes_to_what_its_row_says(observed, case, where):
             assert seen.tries == expected.tries
     assert type(seen.error) is (expected.error or type(None))
     assert KEY not in str(seen.error)
-    assert "word" not in str(seen.error)
+    assert PASSWORD not in str(seen.error)
     if isinstance(seen.error, TransportError):
         assert seen.error.maybe_delivered is expected.maybe_delivered
 
@@ -945,12 +989,12 @@ def page() -> str:
         "| fault | error | did Brevo get it? | tried again | the task of a single message | its row in a campaign |",
         "|---|---|---|---|---|---|",
     ]
-    for case in CASES:
-        come = case.outcome
+    named, proxied = ({case.fault: case.outcome for case in cases} for cases in (NAMED, PROXIED))
+    for fault, come in (named | RULES | proxied).items():
         reason = f" (`{come.reason}`)" if come.reason else ""
         task = OUTCOMES["in doubt" if come.state is State.IN_DOUBT else come.operator]
         lines.append(
-            f"| {case.fault} | {f'`{come.error.__name__}`' if come.error else 'none'} | {_got_it(come)} | "
+            f"| {fault} | {f'`{come.error.__name__}`' if come.error else 'none'} | {_got_it(come)} | "
             f"{'twice, after waits' if come.tries > 1 else 'no'} | {task} | "
             f"{come.state.name.lower().replace('_', ' ')}{reason}{OUTCOMES[come.end]} |"
         )
