@@ -50,8 +50,8 @@ VISITORS = 64
 WAITS = {"Send windows and last moments"}
 """Sections whose DAG waits for nine o'clock: it is parsed, and what it does is tested with the engine."""
 
-OTHERS = {"live-account.md", "tutorial.md"}
-"""Pages whose code has tests of its own: test_check.py, test_tutorial.py."""
+OTHERS = {"tutorial.md"}
+"""Pages whose code has tests of its own: test_tutorial.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ COMMANDS = commands()
 SHELL = sorted(
     {
         line.partition("  #")[0].strip().removesuffix(" &")
-        for page in sorted({*PAGES} - {"tutorial.md"})
+        for page in sorted({*PAGES} - OTHERS)
         for block in blocks(page)
         if block.language in ("bash", "sh")
         for line in block.source.splitlines()
@@ -237,6 +237,7 @@ class Reader:
     campaigns: CampaignHook
     dag_of: Callable[[str, str], DAG]
     last: DAG | None = None
+    message_id: str = ""  # of the message that a page calls "the id"
 
     def do(self, block: Block) -> None:
         if "with DAG(" in block.source:
@@ -246,7 +247,8 @@ class Reader:
                 self.run()
             return
         namespace: dict[str, Any] = {}
-        exec(compile(block.source, block.section, "exec"), namespace)
+        source = block.source.replace('"the id"', repr(self.message_id))
+        exec(compile(source, block.section, "exec"), namespace)
         for name, value in namespace.items():
             if name.startswith("test_"):
                 self.sandbox.reset()  # a test has one of its own
@@ -270,9 +272,18 @@ def lose_an_answer(reader):
     reader.sandbox.fault("hang_up_after", times=1)
 
 
+def leave_a_message_behind(reader):
+    with SibConversationsHook() as hook:
+        reader.message_id = hook.send_pushed_message("kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg", "Test").id
+
+
 def show_the_dag_that_is_tested(reader):
     (source,) = [b.source for b in blocks("guides/single-messages.md") if 'DAG("tell_once"' in b.source]
     reader.dag_of("tell_once", source)
+
+
+def left_nothing_behind(reader):
+    assert [m["deleted"] for m in reader.sandbox.messages()] == [True]
 
 
 def announced_once(reader):
@@ -357,8 +368,13 @@ def asked_nobody_yet(reader):
     assert reader.campaigns.report("release-2.1-question").total == 0
 
 
-BEFORE = {"Texts that differ": lose_an_answer, "Test your own DAGs": show_the_dag_that_is_tested}
+BEFORE = {
+    "A trial on a live account": leave_a_message_behind,
+    "Texts that differ": lose_an_answer,
+    "Test your own DAGs": show_the_dag_that_is_tested,
+}
 AFTER = {
+    "A trial on a live account": left_nothing_behind,
     "Send, then edit": packed_and_on_its_way,
     "Wait for something": taken_back,
     "Announce": announced_once,
