@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 import sqlalchemy as sa
 
+from airflow_provider_sib import triggers
 from airflow_provider_sib._compat import AirflowFailException
 from airflow_provider_sib.api.aio import AsyncConversationsClient
 from airflow_provider_sib.api.client import ConversationsClient
@@ -59,6 +60,7 @@ from airflow_provider_sib.sandbox import Sandbox
 
 from .api.conftest import MESSAGE, Peer, answering, reset_at_once, self_signed, speaking_tls, tunnel
 from .campaign.conftest import make_database
+from .test_triggers import event_of
 
 try:
     from airflow.sdk.exceptions import TaskDeferred
@@ -677,11 +679,17 @@ class Campaigning:
     def clock(self) -> float:
         return uptime() + self.leap
 
-    def run(self, engine: SendEngine | None = None) -> Step:
+    def run(self, engine: SendEngine | None = None, *, defer_after_seconds: float = 60.0) -> Step:
         client = lambda: AsyncConversationsClient(  # noqa: E731
             api_key=self.sandbox.api_key, base_url=self.sandbox.base_url, retries=Retries(attempts=1)
         )
-        return Courier(engine or self.engine(), client, max_in_flight=4, clock=self.clock).run()
+        return Courier(
+            engine or self.engine(),
+            client,
+            max_in_flight=4,
+            defer_after_seconds=defer_after_seconds,
+            clock=self.clock,
+        ).run()
 
     def sent(self) -> int:
         return self.sandbox.counts()["messages"]
@@ -744,7 +752,7 @@ def test_certificates_that_are_not_there_leave_nobody_in_doubt(campaigning, monk
 
 
 @fault(
-    "The clock of the ledger jumps back by an hour",
+    "The clock of the ledger (on SQLite, of the machine) jumps back by an hour while a campaign sends",
     "nobody notices: everybody is reached once, none in doubt",
 )
 def test_a_clock_that_jumps_back_in_mid_campaign_harms_nobody(campaigning, wall):
@@ -756,6 +764,63 @@ def test_a_clock_that_jumps_back_in_mid_campaign_harms_nobody(campaigning, wall)
     beside = campaigning.beside(back)
     assert campaigning.run() == Done()
     beside.join()
+    campaigning.everybody_once()
+
+
+@pytest.fixture
+def server_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SqlLedger, Callable[[int], None]]]:
+    """Give a ledger on PostgreSQL, to which a connection leads, and what sets its clock back by so many seconds."""
+    database, admin, drop = make_database("postgresql")
+    schema = drop.split()[2]
+
+    def set_back(seconds: int) -> None:
+        # Found before the server's own, which is named last.
+        with admin.connect() as conn:
+            conn.exec_driver_sql(
+                f"CREATE OR REPLACE FUNCTION {schema}.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS"
+                f" $$ SELECT pg_catalog.clock_timestamp() - interval '{seconds} seconds' $$"
+            )
+
+    set_back(0)
+    url = database.url.update_query_dict({"options": f"-csearch_path={schema},pg_catalog"})
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_LEDGER", url.set(drivername="postgres").render_as_string(hide_password=False)
+    )
+    ledger = SqlLedger(url)
+    yield ledger, set_back
+    ledger.close()
+    with admin.connect() as conn:
+        conn.exec_driver_sql(drop)
+    admin.dispose()
+
+
+@fault(
+    "The same while its task is deferred",
+    "it comes back an hour late, since it waits for a moment of that clock; everybody is reached once, none in doubt",
+)
+async def test_a_clock_that_jumps_back_while_a_campaign_is_deferred_puts_it_off(
+    server_clock, sandbox, monkeypatch
+):
+    ledger, set_back = server_clock
+    campaigning = Campaigning(ledger, sandbox)
+    sandbox.configure(quota=8, hour_seconds=2)
+    campaigning.begin()
+    wait = await asyncio.to_thread(campaigning.run, defer_after_seconds=0.5)
+    assert isinstance(wait, Wait)
+    assert (wait.reason, campaigning.sent()) == ("quota", 8)
+
+    monkeypatch.setattr(triggers, "STATUS_INTERVAL_SECONDS", 0.02)
+    until = wait.until_ms / 1000
+    trigger = triggers.CampaignTrigger("c", "ledger", ledger.identity().ledger_id, until)
+    set_back(3600)
+    deferred = asyncio.create_task(event_of(trigger))
+    await asyncio.sleep(until + 0.5 - time.time())
+    assert not deferred.done()
+    set_back(0)  # as if the hour had passed
+    assert await deferred == {"woken_by": "moment"}
+
+    sandbox.configure(quota=100_000)
+    assert await asyncio.to_thread(campaigning.run) == Done()
     campaigning.everybody_once()
 
 
