@@ -33,7 +33,7 @@ celery: setup ## a campaign on Celery, whose worker, triggerer and ledger fail; 
 	$(BIN)/python -m pytest -q -s -m slow tests/celery $(ARGS)
 
 fuzz: setup ## the state machines with 20,000 other examples each, drawn anew (EXAMPLES=…)
-	SIB_FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/campaign/test_campaign_model.py $(ARGS)
+	SIB_FUZZ_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/campaign/test_campaign_model.py tests/campaign/test_ledger_model.py $(ARGS)
 
 matrix: setup ## run the tests on every supported Airflow and Python (ONLY=3.1.8 PY=3.11 for one; JOBS=2 side by side)
 	$(BIN)/python scripts/matrix.py $(addprefix --only ,$(ONLY)) $(addprefix --python ,$(PY)) $(addprefix --jobs ,$(JOBS)) $(if $(ARGS),-- $(ARGS))

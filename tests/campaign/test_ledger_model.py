@@ -6,7 +6,6 @@ import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -28,6 +27,7 @@ from airflow_provider_sib.campaign.ledger import (
 from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 
 from .conftest import Clock
+from .test_campaign_model import examples
 from .test_ledger import opened, use
 
 if TYPE_CHECKING:
@@ -217,9 +217,4 @@ def _seen(row: Delivery) -> Delivery:
 
 
 TestBothLedgers = BothLedgers.TestCase
-TestBothLedgers.settings = settings(
-    max_examples=12,
-    stateful_step_count=20,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+TestBothLedgers.settings = examples(20, 20)
