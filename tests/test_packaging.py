@@ -1,4 +1,4 @@
-"""What the wheel and the source archive hold, and that the wheel works with nothing but what it declares."""
+"""What the wheel and the source archive hold, and that both work with nothing but what they declare."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ def build(kind: str, tree: Path, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def wheel_file(tmp_path_factory) -> Path:
     return build("wheel", REPOSITORY, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist_file(tmp_path_factory) -> Path:
+    return build("sdist", REPOSITORY, tmp_path_factory.mktemp("sdist"))
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +69,8 @@ def test_airflow_and_pytest_find_their_entry_points(wheel):
     assert "sib_sandbox = airflow_provider_sib.pytest_plugin" in text
 
 
-def test_what_the_source_archive_builds_is_the_same_wheel(wheel, tmp_path):
-    with tarfile.open(build("sdist", REPOSITORY, tmp_path / "sdist")) as archive:
+def test_what_the_source_archive_builds_is_the_same_wheel(wheel, sdist_file, tmp_path):
+    with tarfile.open(sdist_file) as archive:
         archive.extractall(tmp_path / "tree", filter="data")
     (tree,) = (tmp_path / "tree").iterdir()
     again = zipfile.ZipFile(build("wheel", tree, tmp_path / "wheel"))
@@ -73,9 +79,22 @@ def test_what_the_source_archive_builds_is_the_same_wheel(wheel, tmp_path):
     }
 
 
-@pytest.fixture(scope="module")
-def bare(wheel_file, tmp_path_factory) -> Path:
-    """Install the wheel alone, beside the Airflow that is here, with its dependencies as they are here."""
+@dataclass(frozen=True)
+class Bare:
+    """An environment of its own, and the extras that were asked for in it."""
+
+    python: Path
+    extras: str
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("wheel_file", ""), ("sdist_file", ""), ("wheel_file", "postgres,mysql")],
+    ids=["wheel", "sdist", "wheel with extras"],
+)
+def bare(request, tmp_path_factory) -> Bare:
+    """Install one archive alone, beside the Airflow that is here, with its dependencies as they are here."""
+    archive, extras = request.param
     folder = tmp_path_factory.mktemp("bare")
     uv = [sys.executable, "-m", "uv", "--quiet"]
     known = subprocess.run(
@@ -84,16 +103,18 @@ def bare(wheel_file, tmp_path_factory) -> Path:
         text=True,
         check=True,
     )
-    (folder / "constraints.txt").write_text(known.stdout)
+    constraints = folder / "constraints.txt"
+    constraints.write_text(known.stdout)
     subprocess.run([*uv, "venv", "--python", sys.executable, str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
-    given = [str(wheel_file), "--constraint", str(folder / "constraints.txt")]
+    wanted = f"airflow-provider-sib[{extras}] @ {request.getfixturevalue(archive).as_uri()}"
+    given = [wanted, "--constraint", str(constraints), "--build-constraint", str(constraints)]
     subprocess.run([*uv, "pip", "install", "--python", str(python), *given], check=True)
-    return python
+    return Bare(python, extras)
 
 
 def said(python: Path, *words: str) -> str:
-    """Run a Python that is not told of this repository; give its last line."""
+    """Run a Python that is not told of this repository; give what it prints."""
     unwanted = ("AIRFLOW__", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     done = subprocess.run(
         [str(python), *words],
@@ -111,29 +132,38 @@ INSPECT = """
 import importlib, importlib.util, json, pkgutil
 import airflow_provider_sib as ours
 from airflow.providers_manager import ProvidersManager
+from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 
-absent = [name for name in ("pytest", "psycopg2", "pymysql", "hypothesis") if importlib.util.find_spec(name)]
+there = [name for name in ("pytest", "psycopg2", "pymysql", "hypothesis") if importlib.util.find_spec(name)]
 # For tests of one's own DAGs: pytest itself loads it.
 not_ours_to_import = {"airflow_provider_sib.pytest_plugin"}
 names = {module.name for module in pkgutil.walk_packages(ours.__path__, "airflow_provider_sib.")}
 for name in names - not_ours_to_import:
     importlib.import_module(name)
 hook = ProvidersManager().hooks["sib_conversations"]
-print(json.dumps({"there": absent, "modules": len(names), "file": ours.__file__, "hook": hook.hook_class_name}))
+ledgers = []
+for driver in ("postgresql+psycopg2", "mysql+pymysql"):
+    try:
+        SqlLedger(f"{driver}://127.0.0.1:1/nobody_listens")
+    except Exception as error:
+        ledgers.append(type(error).__name__)
+told = {"there": there, "modules": len(names), "file": ours.__file__, "hook": hook.hook_class_name, "ledgers": ledgers}
+print(json.dumps(told))
 """
 
 
 def test_with_nothing_but_what_it_declares_every_module_is_imported_and_airflow_knows_it(bare):
-    told = json.loads(said(bare, "-c", INSPECT).splitlines()[-1])
-    assert told["there"] == []
+    told = json.loads(said(bare.python, "-c", INSPECT).splitlines()[-1])
+    assert told["there"] == (["psycopg2", "pymysql"] if bare.extras else [])
+    assert told["ledgers"] == 2 * ["LedgerUnavailable" if bare.extras else "ModuleNotFoundError"]
     assert told["modules"] > 50
-    assert Path(told["file"]).is_relative_to(bare.parent.parent)
+    assert Path(told["file"]).is_relative_to(bare.python.parent.parent)
     assert told["hook"] == "airflow_provider_sib.hooks.SibConversationsHook"
 
 
 def test_with_nothing_but_what_it_declares_its_commands_and_airflows_work(bare):
-    assert "campaigns" in said(bare, "-m", "airflow_provider_sib", "--help")
-    assert "airflow-provider-sib" in said(bare, "-m", "airflow", "providers", "list")
+    assert "campaigns" in said(bare.python, "-m", "airflow_provider_sib", "--help")
+    assert "airflow-provider-sib" in said(bare.python, "-m", "airflow", "providers", "list")
 
 
 def test_no_file_names_the_host_of_a_registry():
