@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -107,6 +107,14 @@ def _add_campaigns(commands: Commands) -> None:
     _add(actions, "suppressed", _suppressed, "print that list", as_json=True)
     forget = _add(actions, "forget", _forget, "erase a visitor's id and variables everywhere", asks=True)
     forget.add_argument("visitor", metavar="VISITOR")
+    scrub = _add(actions, "scrub", _scrub, "erase the variables of what ended some time ago", asks=True)
+    scrub.add_argument(
+        "--older-than-days",
+        type=_days,
+        required=True,
+        metavar="N",
+        help="only of deliveries that came to an end so many days ago or earlier",
+    )
 
 
 def _add_ledger(commands: Commands) -> None:
@@ -164,6 +172,13 @@ def _add_states(parser: argparse.ArgumentParser) -> None:
 def _add_visitors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("visitors", nargs="*", metavar="VISITOR", help="a visitor's id")
     parser.add_argument("--file", type=Path, metavar="PATH", help="a file of ids, one a line")
+
+
+def _days(text: str) -> timedelta:
+    try:
+        return timedelta(days=int(text))
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"not a number of days: {text!r}") from None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -407,6 +422,18 @@ def _forget(hook: CampaignHook, options: argparse.Namespace, out: IO[str]) -> in
     )
     count = hook.forget_visitor(options.visitor)
     print(f"Forgotten in {_many(count, 'delivery', 'deliveries')}; nothing is sent to them again.", file=out)
+    return 0
+
+
+def _scrub(hook: CampaignHook, options: argparse.Namespace, out: IO[str]) -> int:
+    older_than: timedelta = options.older_than_days
+    _confirm(
+        options,
+        f"The variables of what came to an end {_many(older_than.days, 'day')} ago or earlier are erased in all "
+        "campaigns of this ledger, for good: a new text or another try finds none.",
+    )
+    count = hook.scrub_variables(older_than)
+    print(f"Variables erased of {_many(count, 'delivery', 'deliveries')}.", file=out)
     return 0
 
 

@@ -7,6 +7,8 @@ import io
 import json
 import shutil
 import sys
+import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -15,18 +17,22 @@ import pytest
 from airflow_provider_sib import _compat
 from airflow_provider_sib._compat import AirflowFailException
 from airflow_provider_sib.api.wire import Retries
+from airflow_provider_sib.campaign import CampaignAudience
 from airflow_provider_sib.campaign.announcement import Announcement, Enroller
-from airflow_provider_sib.campaign.audience import Row
+from airflow_provider_sib.campaign.audience import Row, read
 from airflow_provider_sib.campaign.engine import Done, Rules, SendEngine, Stopped, Wait, enrol, open_campaign
 from airflow_provider_sib.campaign.ledger import LedgerUnavailable, State, UnknownCampaign
+from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 from airflow_provider_sib.delivery import Courier
 from airflow_provider_sib.hooks import CampaignHook, SibConversationsHook
 from airflow_provider_sib.hooks.campaign import (
     EXPORT_COLUMNS,
     LedgerPlace,
     Pin,
+    connect,
     look,
     open_ledger,
+    open_path,
     pin_progress,
     tasks_run_elsewhere,
 )
@@ -54,7 +60,7 @@ def deliver(
 ) -> Done | Wait | Stopped:
     """Run a campaign against the sandbox, as a task does, until it is done or has to wait."""
     settings = SibConversationsHook().settings
-    announcement = Announcement("Version 2 is out, [[ visitor.visitor_id ]]!")
+    announcement = Announcement("Version 2 is out, [[ visitor.name ]]!")
     open_campaign(
         ledger,
         campaign_id,
@@ -62,7 +68,7 @@ def deliver(
         announcement=None if resumed else announcement,
         settings={"dag_id": "announce_release", "task_id": "announce"},
     )
-    rows = (Row(visitor, {"visitor_id": visitor}, line=line) for line, visitor in enumerate(visitors, 1))
+    rows = (Row(visitor, {"name": visitor}, line=line) for line, visitor in enumerate(visitors, 1))
     enrol(ledger, campaign_id, rows, Enroller(campaign_id, announcement))
     engine = SendEngine(
         ledger, campaign_id, Rules(account=settings.conn_id, max_in_flight=1, max_failure_share=1.0)
@@ -583,6 +589,49 @@ def test_a_forgotten_visitor_is_nowhere_and_is_not_written_to_again(campaign, si
     before = len(sib_sandbox.messages(reached))
     assert isinstance(deliver(campaign.ledger, "second", visitors=[reached]), Done)
     assert len(sib_sandbox.messages(reached)) == before
+
+
+@pytest.fixture
+def long_ago(hook: CampaignHook) -> Iterator[Ledger]:
+    """Give the hook's ledger as it was 40 days ago."""
+    ledger = SqlLedger(hook.place.url(), clock=lambda: time.time() - timedelta(days=40).total_seconds())
+    yield ledger
+    ledger.close()
+
+
+def test_variables_are_erased_of_what_ended_long_ago_and_of_nothing_that_is_still_to_be_sent(
+    hook, long_ago, sib_sandbox
+):
+    sib_sandbox.configure(quota=13)
+    assert isinstance(deliver(long_ago), Wait)
+    assert hook.scrub_variables(timedelta(days=41)) == 0
+    assert hook.scrub_variables(timedelta(days=30)) == 3
+    assert hook.scrub_variables(timedelta(days=30)) == 0
+    assert {row.state for row in hook.deliveries("release") if row.variables is None} == {State.SENT}
+    sib_sandbox.configure(quota=100)
+    assert isinstance(deliver(hook.ledger, resumed=True), Done)
+    assert {m["visitorId"]: m["text"] for m in sib_sandbox.messages()} == {
+        visitor: f"Version 2 is out, {visitor}!" for visitor in VISITORS
+    }
+    with pytest.raises(ValueError, match="is negative"):
+        hook.scrub_variables(timedelta(days=-1))
+
+
+def test_what_failed_and_was_scrubbed_has_no_variables_for_another_try(hook, long_ago, sib_sandbox):
+    sib_sandbox.configure(unknown_visitor="reject")
+    deliver(long_ago, visitors=[UNKNOWN])
+    assert hook.scrub_variables(timedelta(days=30)) == hook.retry("release") == 1
+    sib_sandbox.configure(unknown_visitor="accept")
+    deliver(hook.ledger)
+    assert hook.report("release").failed_by == {"text_not_rendered": 1}
+    assert sib_sandbox.messages() == []
+
+
+def test_a_follow_up_is_given_what_was_scrubbed_without_variables(hook, long_ago, sib_sandbox):
+    deliver(long_ago, visitors=TOLD[:1])
+    hook.scrub_variables(timedelta(days=30))
+    rows = read(CampaignAudience("release"), open_path=open_path, connect=connect, ledger=hook.ledger)
+    assert list(rows) == [Row(TOLD[0], {}, line=1)]
 
 
 def test_only_a_campaign_at_rest_is_purged(hook, sib_sandbox):

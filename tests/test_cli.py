@@ -247,6 +247,10 @@ def test_a_campaign_is_paused_and_resumed(waiting, ran):
     [
         (["campaigns", "abort", "release"], lambda hook: hook.report("release").status == "aborted"),
         (["campaigns", "forget", TOLD[0]], lambda hook: TOLD[0] not in states_of(hook)),
+        (
+            ["campaigns", "scrub", "--older-than-days", "0"],
+            lambda hook: sum(row.variables is None for row in hook.deliveries("release")) == 3,
+        ),
         (["ledger", "adopt"], lambda hook: Pin.read(FILE) is not None),
     ],
 )
@@ -311,6 +315,12 @@ def test_visitors_are_suppressed_by_name_and_from_a_file(hook, ran, tmp_path):
     ]
     _, out, _ = ran("campaigns", "suppressed", "--json")
     assert {one["visitor_id"] for one in json.loads(out)} == {None, "ann", "cid", "dan"}
+
+
+def test_variables_are_erased_of_what_ended_so_many_days_ago(waiting, ran):
+    for days, erased in (("1", "0 deliveries"), ("0", "3 deliveries"), ("0", "0 deliveries")):
+        scrubbed = ran("campaigns", "scrub", "--older-than-days", days, "--yes")
+        assert scrubbed == (0, f"Variables erased of {erased}.\n", "")
 
 
 # the ledger
@@ -444,6 +454,7 @@ UNKNOWN_CAMPAIGN = "This ledger has no campaign 'relase': `campaigns list` names
             "Campaign 'release' is finished and cannot be set to paused. To keep it",
         ),
         (["campaigns", "suppress", "--file", "no-such-file"], "No such file"),
+        (["campaigns", "scrub", "--older-than-days", "-1", "--yes"], "-1 day, 0:00:00 is negative"),
         (["campaigns", "suppress", "x" * 256], "A visitor's id has more than 255 characters"),
         (["campaigns", "list", "--ledger-conn-id", "nowhere"], "The conn_id `nowhere` isn't defined"),
     ],
@@ -468,6 +479,9 @@ def test_a_refusal_is_one_sentence_on_standard_error(campaign, ran, arguments, s
         ["campaigns", "deliveries", "release", "--state", "lost"],
         ["campaigns", "suppress"],
         ["campaigns", "unsuppress"],
+        ["campaigns", "scrub"],
+        ["campaigns", "scrub", "--older-than-days", "many"],
+        ["campaigns", "scrub", "--older-than-days", "1000000000"],
         ["ledger"],
         ["sandbox", "--prt", "1"],
     ],

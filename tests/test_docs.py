@@ -9,8 +9,11 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -21,10 +24,14 @@ import pytest
 from airflow.cli.cli_parser import get_parser as airflow_commands
 
 from airflow_provider_sib.__main__ import commands
+from airflow_provider_sib.campaign.ledger import State
 from airflow_provider_sib.campaign.report import hours_table
+from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 from airflow_provider_sib.hooks import SibConversationsHook
 from airflow_provider_sib.hooks.campaign import LedgerPlace
 from airflow_provider_sib.sandbox.__main__ import commands as sandbox_commands
+
+from .test_campaign_hook import deliver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -279,6 +286,13 @@ def leave_a_message_behind(reader):
         reader.message_id = hook.send_pushed_message("kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg", "Test").id
 
 
+def send_to_some_of_them_long_ago(reader):
+    reader.sandbox.configure(quota=13)
+    clock = lambda: time.time() - timedelta(days=40).total_seconds()  # noqa: E731
+    with closing(SqlLedger(reader.campaigns.place.url(), clock=clock)) as ledger:
+        deliver(ledger)
+
+
 def show_the_dag_that_is_tested(reader):
     (source,) = [b.source for b in blocks("guides/single-messages.md") if 'DAG("tell_once"' in b.source]
     reader.dag_of("tell_once", source)
@@ -286,6 +300,14 @@ def show_the_dag_that_is_tested(reader):
 
 def left_nothing_behind(reader):
     assert [m["deleted"] for m in reader.sandbox.messages()] == [True]
+
+
+def scrubbed(reader):
+    rows = list(reader.campaigns.deliveries("release"))
+    assert Counter((row.state, row.variables is None) for row in rows) == {
+        (State.SENT, True): 3,
+        (State.PENDING, False): 9,
+    }
 
 
 def announced_once(reader):
@@ -372,11 +394,13 @@ def asked_nobody_yet(reader):
 
 BEFORE = {
     "A trial on a live account": leave_a_message_behind,
+    "Erase": send_to_some_of_them_long_ago,
     "Texts that differ": lose_an_answer,
     "Test your own DAGs": show_the_dag_that_is_tested,
 }
 AFTER = {
     "A trial on a live account": left_nothing_behind,
+    "Erase": scrubbed,
     "Send, then edit": packed_and_on_its_way,
     "Wait for something": taken_back,
     "Announce": announced_once,

@@ -15,7 +15,7 @@ import re
 import shlex
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Self, cast
 
@@ -634,6 +634,23 @@ class CampaignHook(BaseHook):
         :return: deliveries changed.
         """
         return self.ledger.forget_visitor(visitor_id)
+
+    def scrub_variables(self, older_than: timedelta) -> int:
+        """Erase the variables of deliveries that came to an end some time ago, in all campaigns.
+
+        What is pending or on its way keeps them, however old it is. What failed or is in doubt has come to an end:
+        where it is tried again (``retry``, ``settle``, ``retry_failed``, ``on_doubt="resend"``) its text shows
+        defaults or can't be made, and so does a new text for what was sent. So keep variables for longer than a
+        campaign and its corrections last. A ``CampaignAudience`` goes on giving such rows, without variables: to a
+        follow-up whose text or ``once_per`` needs them they are bad rows.
+
+        :param older_than: how long ago, on the ledger's clock, they must have come to it; zero or more.
+        :return: deliveries changed.
+        :raises ValueError: when it is negative.
+        """
+        if older_than < timedelta(0):
+            raise ValueError(f"Nothing has ended in the future: {older_than} is negative.")
+        return self.ledger.scrub_variables(self.ledger.now_ms() - older_than // timedelta(milliseconds=1))
 
     def purge(self, campaign_id: str) -> None:
         """Delete a campaign that is finished or aborted, whole. A new one of its id writes to everybody again.
