@@ -108,6 +108,7 @@ class Courier:
     :param progress_seconds: how often.
     :param clock: the engine's.
     :param parent: tells the process that watches over this one; when that changes, nobody does, and it stops.
+    :param watched_by: the process that did so when the work began; None: the one as the delivery begins.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Courier:
         progress_seconds: float = 60.0,
         clock: Callable[[], float] = uptime,
         parent: Callable[[], int] = os.getppid,
+        watched_by: int | None = None,
     ) -> None:
         self._engine = engine
         self._client_of = client
@@ -132,6 +134,7 @@ class Courier:
         self._progress_seconds = progress_seconds
         self._clock = clock
         self._parent = parent
+        self._watched_by = watched_by
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told_to_stop = False
         self._outcomes: list[Outcome] = []
@@ -166,7 +169,8 @@ class Courier:
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._queue: asyncio.Queue[tuple[Request, float]] = asyncio.Queue()
-        self._watched_by = self._parent()
+        if self._watched_by is None:
+            self._watched_by = self._parent()
         with ThreadPoolExecutor(1, thread_name_prefix="sib-ledger") as self._ledger:
             async with self._client_of() as self._client:
                 self._tasks = [asyncio.create_task(self._work()) for _ in range(self._connections)]
@@ -269,10 +273,10 @@ class Courier:
     async def _watch(self) -> None:
         """Stop when nobody watches over this process any more."""
         while True:
-            await asyncio.sleep(1.0)
-            # A supervisor that was killed can't stop this process, and starts another one in its place.
+            # A supervisor that was killed can't stop this process, and another one is started in its place.
             if self._parent() != self._watched_by:
                 self.stop()
+            await asyncio.sleep(1.0)
 
     async def _tell(self) -> None:
         """Tell of the progress, from time to time."""

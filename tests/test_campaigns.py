@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -318,6 +322,42 @@ class TestWaiting:
         execute(send(400))
         assert told(sandbox) == once_each(400)
         assert campaigns.report("release").in_doubt == 0
+
+    def test_a_task_whose_supervisor_is_killed_while_it_enrols_sends_nothing(self, sandbox, campaigns):
+        command = f"{sys.executable} -c {shlex.quote(ORPHANED)}; true"
+        supervisor = subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        said, _ = supervisor.communicate(timeout=120)  # until the task has ended too
+        assert supervisor.returncode == -signal.SIGKILL
+        assert "Campaign 'release' was interrupted; the next try goes on with it." in said.decode()
+        assert sandbox.messages() == []
+        assert campaigns.report("release").pending == 1
+
+
+ORPHANED = """
+import os, signal
+from collections import UserDict
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+from airflow_provider_sib.operators import SendCampaignOperator
+
+SUPERVISOR = os.getppid()
+
+class Row(UserDict):
+    def __getitem__(self, column):
+        if os.getppid() == SUPERVISOR:
+            os.kill(SUPERVISOR, signal.SIGKILL)
+            while os.getppid() == SUPERVISOR:
+                pass
+        return super().__getitem__(column)
+
+operator = SendCampaignOperator(
+    task_id="send", campaign_id="release", audience=[Row(visitor_id="ann")], text="Hi!"
+)
+now = datetime.now(UTC)
+operator.execute({"dag_run": SimpleNamespace(run_type="manual", logical_date=now, run_after=now)})
+"""
+"""A task whose supervisor is killed as soon as its audience is read."""
 
 
 class TestRules:

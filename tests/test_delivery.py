@@ -357,6 +357,15 @@ def test_a_sender_whose_supervisor_is_gone_stops(ledger: SqlLedger, sandbox: Any
     assert states(ledger).keys() == {State.SENT, State.PENDING}
 
 
+def test_a_sender_whose_supervisor_was_gone_before_it_began_sends_nothing(
+    ledger: SqlLedger, sandbox: Any
+) -> None:
+    run = courier(begun(ledger), sandbox, watched_by=7, parent=lambda: 1)
+    assert run.run() == Stopped("interrupted")
+    assert sandbox.counts()["messages"] == 0
+    assert states(ledger).keys() == {State.PENDING}
+
+
 def test_stopping_one_that_has_ended_does_no_harm(ledger: SqlLedger, sandbox: Any) -> None:
     run = courier(begun(ledger, 1), sandbox)
     run.run()

@@ -8,6 +8,7 @@ deferral itself carries only the counts of what was done before it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -63,6 +64,7 @@ class CampaignTask:
     :param place: where that lies.
     :param settings: the connection.
     :param deferrable: whether long waits are deferred; else they are spent in the worker.
+    :param watched_by: the process that watched over the task when it began.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class CampaignTask:
         place: LedgerPlace,
         settings: ConnectionSettings,
         deferrable: bool,
+        watched_by: int,
     ) -> None:
         self.operator = operator
         self.campaign_id = campaign_id
@@ -81,6 +84,7 @@ class CampaignTask:
         self.place = place
         self.settings = settings
         self.deferrable = deferrable
+        self.watched_by = watched_by
         self.log = operator.log
         self.calls_planned: int | None = None
         self.reserve = settings.reserve_calls
@@ -129,6 +133,7 @@ class CampaignTask:
             max_in_flight=max_in_flight,
             defer_after_seconds=defer_after_seconds() if self.deferrable else None,
             progress=self._progress,
+            watched_by=self.watched_by,
         )
         if getattr(self.operator, "told_to_stop", False):  # before there was anything to stop
             self._courier.stop()
@@ -248,6 +253,8 @@ def opened(
         pin_progress,
     )
 
+    # Before the ledger is opened and the audience read, which may take long.
+    watched_by = os.getppid()
     place = LedgerPlace.configured(ledger_conn_id)
     ledger = open_ledger_to_rehearse(place) if rehearses else open_ledger(place, to_send=True)
     try:
@@ -258,6 +265,7 @@ def opened(
             place=place,
             settings=SibConversationsHook(sib_conn_id).settings,
             deferrable=deferrable,
+            watched_by=watched_by,
         )
     except (
         AudienceError,
