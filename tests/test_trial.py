@@ -19,7 +19,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+import demo
 import trial
+from airflow_provider_sib.api.client import ConversationsClient
 
 # A process that doesn't heed SIGTERM, and starts one in a session of its own that doesn't either.
 STUBBORN = """
@@ -183,3 +185,22 @@ def test_of_a_log_the_lines_that_tell_what_went_wrong_are_shown(tmp_path, lines,
     assert shown in text
     assert not_shown not in text
     assert len(text.splitlines()) <= trial.ERROR_LINES
+
+
+def test_a_demo_without_a_deferral_fails(tmp_path, monkeypatch):
+    """The one process it needs for that is the sandbox, to which everybody's message is sent without an Airflow."""
+    monkeypatch.setattr(demo, "HOME", tmp_path)
+    shown = demo.Demo(quota=1000, hour_seconds=3600)
+    with shown.trial:
+        shown.trial.start("sandbox")
+        shown.trial.wait("sandbox", 60, lambda: trial.reached(shown.sandbox.summary) is not None)
+        with ConversationsClient(api_key=trial.API_KEY, base_url=f"{shown.sandbox.page}v3") as client:
+            for visitor in trial.visitors():
+                client.send_pushed_message(visitor["visitor_id"], "Hi!")
+        with pytest.raises(trial.TrialError, match="never deferred"):
+            shown.show_what_was_sent()
+        log = tmp_path / "logs" / f"dag_id={demo.DAG_ID}" / "run_id=r" / "task_id=announce" / "attempt=1.log"
+        log.parent.mkdir(parents=True)
+        event = "Campaign release-2.0 waits for quota: deferring until 2026-11-29T09:54:39+00:00."
+        log.write_text(task_line("info", event) + "\n")
+        shown.show_what_was_sent()
