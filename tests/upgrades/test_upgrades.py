@@ -160,6 +160,34 @@ def test_campaigns_that_a_release_left_under_way_come_to_their_end(kind, release
         }
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_ledger_with_a_campaign_under_way_is_brought_to_a_newer_schema(kind, place, sandboxes, monkeypatch):
+    kept = json.loads((HERE / NEWEST / "left.json").read_text())
+    url = place(kind)
+    deferred = lay(kept, url, sandboxes, (HERE / NEWEST / f"{kind}.sql").read_text())
+    known = {row["k"]: row["v"] for row in dumped(url)["sib_meta"]}
+    newer = str(schema.SCHEMA + 1)
+    step = (
+        "CREATE TABLE IF NOT EXISTS sib_of_tomorrow (k VARCHAR(255) NOT NULL PRIMARY KEY, v {text} NOT NULL){table}",
+        "ALTER TABLE sib_delivery ADD COLUMN of_tomorrow BIGINT NOT NULL DEFAULT 7",
+    )
+    monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, step))
+    monkeypatch.setattr(schema, "SCHEMA", schema.SCHEMA + 1)
+    monkeypatch.setattr(schema, "READABLE_FROM", (newer, "9.1.0"))
+    for sandbox in sandboxes.values():
+        sandbox.configure(quota=10_000)
+    campaigns.go_on(deferred)
+    see_that_everybody_was_told_once(kept, sandboxes, {name: Counter() for name in sandboxes})
+    tables = dumped(url)
+    assert tables["sib_of_tomorrow"] == []
+    assert {row["of_tomorrow"] for row in tables["sib_delivery"]} == {7}
+    meta = {row["k"]: row["v"] for row in tables["sib_meta"]}
+    forward = {"schema": newer, "readable_from": newer, "readable_from_release": "9.1.0"}
+    assert {name: meta[name] for name in ("ledger_id", "secret", *forward)} == {
+        name: known[name] for name in ("ledger_id", "secret")
+    } | forward
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_single_tasks_that_a_release_left_under_way_come_to_their_end(release, place, sandboxes):
     place()
