@@ -34,7 +34,7 @@ class MessageSensor(BaseSensorOperator):
     :param kind: ``"pushed"`` for a pushed message, ``"agent"`` for a message of a conversation.
     :param until: ``"exists"``; ``"gone"``; or fields by Brevo's names with the values to wait for, such as
         ``{"isMissed": False}`` (templated). A field that the message lacks equals nothing.
-    :param sib_conn_id: the connection.
+    :param sib_conn_id: the connection (templated).
     :param poke_interval: seconds between two looks.
     :param deferrable: wait in the triggerer, without a worker slot; ``poke_interval`` must then be 10 or more.
     :return: (XCom) the message as a dict of Brevo's fields, or None when it is gone.

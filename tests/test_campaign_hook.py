@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from datetime import timedelta
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ import pytest
 from airflow_provider_sib import _compat
 from airflow_provider_sib._compat import AirflowFailException
 from airflow_provider_sib.api.wire import Retries
-from airflow_provider_sib.campaign import CampaignAudience
+from airflow_provider_sib.campaign import CampaignAudience, SqlAudience
 from airflow_provider_sib.campaign.announcement import Announcement, Enroller
 from airflow_provider_sib.campaign.audience import Row, read
 from airflow_provider_sib.campaign.engine import Done, Rules, SendEngine, Stopped, Wait, enrol, open_campaign
@@ -668,3 +669,25 @@ def test_a_closed_hook_opens_its_ledger_again(campaign):
     campaign.close()
     campaign.close()
     assert len(campaign.list()) == 1
+
+
+# audiences
+
+
+def test_a_google_connection_is_asked_in_standard_sql_by_the_hook_of_bigquery(monkeypatch):
+    """With a stand-in for Google's provider, which only keeps what it is given: the real one needs an account."""
+
+    class BigQueryHook:
+        def __init__(self, **given):
+            self.given = given
+
+        def get_conn(self):
+            return self.given
+
+    package = "airflow.providers.google"
+    for name in (package, f"{package}.cloud", f"{package}.cloud.hooks", f"{package}.cloud.hooks.bigquery"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[name].BigQueryHook = BigQueryHook
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", '{"conn_type": "google_cloud_platform"}')
+    audience = SqlAudience("SELECT 1 AS visitor_id", "warehouse", hook_params={"location": "EU"})
+    assert connect(audience) == {"gcp_conn_id": "warehouse", "use_legacy_sql": False, "location": "EU"}

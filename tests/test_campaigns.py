@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from inspect import cleandoc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from airflow.models import TaskInstance
 from airflow.models.asset import AssetEvent, AssetModel
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.xcom import XComModel
-from airflow.sdk import DAG, TaskInstanceState, task
+from airflow.sdk import DAG, ObjectStoragePath, TaskInstanceState, task
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from airflow.utils.session import create_session
 from sqlalchemy import select
@@ -37,6 +38,7 @@ from airflow_provider_sib.campaign import (
     FrequencyCap,
     RowsAudience,
     SendWindow,
+    SqlAudience,
     Variant,
 )
 from airflow_provider_sib.hooks.campaign import Pin
@@ -47,6 +49,8 @@ from airflow_provider_sib.operators import (
 )
 from airflow_provider_sib.operators.campaign import opened
 from airflow_provider_sib.sandbox import Sandbox
+from airflow_provider_sib.sandbox.state import AGENT_ID, GROUP_ID
+from airflow_provider_sib.sensors import CampaignSensor, MessageSensor
 
 try:
     from airflow.sdk.exceptions import TaskDeferred
@@ -55,6 +59,7 @@ except ImportError:  # Airflow 3.1
 
 SUCCESS, FAILED = TaskInstanceState.SUCCESS, TaskInstanceState.FAILED
 HERE = Path(__file__).parent
+CONNECTION = "AIRFLOW_CONN_SIB_CONVERSATIONS_DEFAULT"
 
 
 def rows(count, start=0):
@@ -231,6 +236,13 @@ class TestWaiting:
         refused = sandbox.state()["requests"]["by_status"].get("429", 0)
         assert refused == 0
 
+    def test_it_leaves_the_connection_s_reserve_to_others(self, sandbox, monkeypatch):
+        sandbox.configure(quota=20)
+        monkeypatch.setenv(CONNECTION, sandbox.connection_json(reserve_calls=5))
+        with pytest.raises(TaskDeferred):
+            execute(send(30, reserve=None))
+        assert len(sandbox.messages()) == 15
+
     def test_a_paused_campaign_waits_deferred_until_it_is_resumed(self, run, sandbox, campaigns, logged):
         run(lambda: send(fraction=0.5))
         campaigns.pause("release")
@@ -405,7 +417,7 @@ class TestRules:
 
     def test_a_connection_for_staging_writes_to_its_own_people(self, monkeypatch, sandbox):
         monkeypatch.setenv(
-            "AIRFLOW_CONN_SIB_CONVERSATIONS_DEFAULT",
+            CONNECTION,
             sandbox.connection_json(allowed_visitors="visitor-1, nobody-*"),
         )
         assert execute(send())["skipped_by"] == {"allowed_visitors": 9}
@@ -441,6 +453,30 @@ class TestRules:
         texts = Counter(message["text"] for message in sandbox.messages())
         assert set(texts) == {"A, 2", "B, 3"}
         assert texts["B, 3"] > texts["A, 2"]
+
+    @pytest.mark.parametrize(
+        ("extra", "arguments", "writer"),
+        [
+            ({"agent_id": "ann"}, {}, "ann"),
+            ({"group_id": GROUP_ID}, {}, AGENT_ID),
+            ({"agent_id": "ann"}, {"agent_id": "{{ params.agent }}"}, "bob"),
+            ({"group_id": GROUP_ID}, {"agent_id": "{{ params.agent }}"}, "bob"),
+            ({"agent_id": "ann"}, {"group_id": "{{ params.group }}"}, AGENT_ID),
+        ],
+    )
+    def test_who_writes_is_chosen_by_the_task_else_by_the_connection(
+        self, sandbox, monkeypatch, extra, arguments, writer
+    ):
+        """The group's one agent is one of three that a message without a sender might come from."""
+        sandbox.configure(unknown_agent="accept")
+        for agent in ("ann", "bob"):
+            execute(send(1, campaign_id=f"of {agent}", agent_id=agent))
+        monkeypatch.setenv(CONNECTION, sandbox.connection_json(**extra))
+        with DAG("campaign", schedule=None):
+            operator = send(**arguments)
+        operator.render_template_fields(a_context() | {"params": {"agent": "bob", "group": GROUP_ID}})
+        execute(operator)
+        assert [message["agentId"] for message in sandbox.messages()[2:]] == [writer] * 10
 
     def test_failed_ones_are_tried_again_when_asked_to(self, sandbox):
         sandbox.fault("error_json", status=400, times=1)
@@ -519,6 +555,12 @@ class TestRefused:
         assert sandbox.messages() == []
         assert execute(send(suppress=suppressed, max_bad_rows=1))["skipped_by"] == {"excluded": 2}
 
+    def test_an_audience_by_a_connection_without_sql(self, sandbox):
+        audience = SqlAudience("SELECT visitor_id FROM visitors", "sib_conversations_default")
+        with pytest.raises(AirflowFailException, match="'sib_conversations', which answers no SQL queries"):
+            execute(send(audience=audience))
+        assert sandbox.messages() == []
+
     def test_a_connection_that_no_client_can_be_made_of(self, monkeypatch, sandbox):
         wrong = sandbox.connection(proxy="socks5://proxy.example:1080")
         monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps(wrong))
@@ -554,7 +596,7 @@ class TestRefused:
     def test_another_host(self, monkeypatch, sandbox):
         execute(send())
         with Sandbox() as production:
-            monkeypatch.setenv("AIRFLOW_CONN_SIB_CONVERSATIONS_DEFAULT", production.connection_json())
+            monkeypatch.setenv(CONNECTION, production.connection_json())
             with pytest.raises(AirflowFailException, match=r"began with host .*choose a new campaign_id"):
                 execute(send())
             assert production.messages() == []
@@ -723,6 +765,31 @@ class TestTemplates:
         ) == (FAILED)
         assert told(sandbox) == {"ann": 1}
 
+    @pytest.mark.parametrize("kind", [str, ObjectStoragePath])
+    def test_an_audience_in_object_storage(self, run, sandbox, tmp_path, kind):
+        (tmp_path / "v.csv").write_text("visitor_id,first_name\nann,Ann\n")
+        assert run(lambda: send(audience=kind(f"file://{tmp_path}/v.csv"))) == SUCCESS
+        assert [message["text"] for message in sandbox.messages()] == ["Hi Ann!"]
+
+    @pytest.mark.parametrize(
+        "operator",
+        [
+            SendCampaignOperator,
+            UpdateCampaignOperator,
+            WithdrawCampaignOperator,
+            CampaignSensor,
+            MessageSensor,
+        ],
+    )
+    def test_what_is_templated_is_documented_so(self, operator):
+        documented = re.split(r"^:param (\w+):", cleandoc(operator.__doc__), flags=re.MULTILINE)
+        templated = [
+            name
+            for name, said in zip(documented[1::2], documented[2::2], strict=True)
+            if "(templated" in said
+        ]
+        assert list(operator.template_fields) == templated
+
 
 class TestResult:
     def test_a_plain_dict_split_into_xcoms(self, run, sandbox, campaigns):
@@ -869,7 +936,8 @@ class TestResult:
 
 class TestUpdate:
     def update(self, **arguments):
-        return UpdateCampaignOperator(task_id="update", campaign_id="release", reserve=0, **arguments)
+        given = {"task_id": "update", "campaign_id": "release", "reserve": 0}
+        return UpdateCampaignOperator(**given | arguments)
 
     def test_edits_what_was_sent_and_switches_what_is_pending(self, run, sandbox, campaigns):
         run(lambda: send(fraction=0.5))
@@ -888,6 +956,13 @@ class TestUpdate:
         assert Counter(message["text"] for message in sandbox.messages()) == {"Hi": 7, "Bonjour": 3}
         said = logged()
         assert "3 calls" in said
+
+    def test_says_its_price_before_its_first_call(self, sandbox, logged):
+        execute(send())
+        with pytest.raises(TaskDeferred):  # what is left of this hour's quota is left to others
+            execute(self.update(text="Bye", reserve=9_990))
+        assert "Campaign release: 10 calls, about 1 hours at the account's quota" in logged()
+        assert sandbox.state()["requests"]["by_operation"] == {"send_pushed_message": 10}
 
     def test_twice_costs_nothing_more(self, sandbox):
         execute(send())
@@ -955,6 +1030,14 @@ class TestWithdraw:
         execute(send())
         execute(self.withdraw())
         assert execute(self.withdraw())["run"]["calls"] == 0
+
+    def test_names_the_doubts_it_could_not_withdraw(self, sandbox, logged):
+        sandbox.fault("hang_up_after", times=1)
+        execute(send(20))
+        assert execute(self.withdraw())["run"]["changed"] == 19
+        said = logged()
+        assert "1 messages in doubt could not be changed, their ids being unknown." in said
+        assert "campaigns deliveries release --state in_doubt` names them" in said
 
     def test_defers_like_sending_and_counts_the_whole_run(self, sandbox, monkeypatch):
         monkeypatch.setenv("AIRFLOW__SIB__DEFER_AFTER_SECONDS", "10")
