@@ -112,6 +112,7 @@ def _row(
             "reserve": campaign.settings.get("reserve", RESERVE),
             "remaining": quota.remaining if (quota.reset_at_ms or 0) > now_ms else None,
             "reset_at_ms": quota.reset_at_ms if (quota.reset_at_ms or 0) > now_ms else None,
+            "known_reset_ms": quota.reset_at_ms,
         },
         "seconds_left": seconds_left(campaign, counts.due, quota, now_ms) if waiting else 0.0,
         "delivery": _delivery(campaign, waiting, held_back=counts.held_back, now_ms=now_ms),

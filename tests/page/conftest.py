@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -115,13 +115,24 @@ def known(quota: Quota, now_ms: int) -> tuple[Quota, int]:
     return Quota(limit=100, remaining=37, reset_at_ms=now_ms + 1_500_000, holders=quota.holders), 1000
 
 
-def make(ledger, campaign_id, *, visitors=12, sent=8, failed=1, doubts=1, dag_id="announce", status=None):
+def make(
+    ledger,
+    campaign_id,
+    *,
+    visitors=12,
+    sent=8,
+    failed=1,
+    doubts=1,
+    dag_id="announce",
+    status=None,
+    connection="sib",
+):
     """Make a campaign that has come so far."""
     announcement = Announcement(variants={"short": "Hi!", "long": TEXTS})
     open_campaign(
         ledger,
         campaign_id,
-        binding={"host": "https://api.brevo.com/v3", "connection": "sib"},
+        binding={"host": "https://api.brevo.com/v3", "connection": connection},
         announcement=announcement,
         each_run=False,
         settings={"dag_id": dag_id, "task_id": "send", "reserve": 10} if dag_id else {},
@@ -131,7 +142,7 @@ def make(ledger, campaign_id, *, visitors=12, sent=8, failed=1, doubts=1, dag_id
     enrol(ledger, campaign_id, [Row(one, {"first_name": "Ada"}) for one in ids], enroller)
 
     def use(wanted):
-        return QuotaUse("sib", BUCKET, "w", 0, wanted, 60, known)
+        return QuotaUse(connection, BUCKET, "w", 0, wanted, 60, known)
 
     claimed = ledger.cycle(Cycle(campaign_id, use(sent + failed + doubts), 60)).claimed
     states = [State.SENT] * sent + [State.FAILED] * failed + [State.IN_DOUBT] * doubts
@@ -161,6 +172,36 @@ def evil():
 def make_campaign(ledger):
     """Make a further campaign."""
     return partial(make, ledger)
+
+
+@pytest.fixture
+def sent_over_time(server, ledger):
+    """Make a campaign of 1,000 whose messages were sent in the past, with a quota of 100 an hour of its own."""
+
+    def _sent(campaign_id, messages, *, reset_in):
+        """Send so many messages at each of some moments.
+
+        :param messages: their number by the minutes since they were sent.
+        :param reset_in: minutes until the quota's window ends; None: Brevo has not told.
+        """
+        began = time.time()
+        clock = [began - 60 * max(messages)]
+
+        def told(quota, now_ms):
+            reset_at_ms = None if reset_in is None else round((began + 60 * reset_in) * 1000)
+            return Quota(limit=100, remaining=10, reset_at_ms=reset_at_ms, holders=quota.holders), 100
+
+        with closing(SqlLedger(f"sqlite:///{server.ledger_file}", clock=lambda: clock[0])) as past:
+            make(past, campaign_id, visitors=1000, sent=0, failed=0, doubts=0, connection=campaign_id)
+            for minutes_ago, count in messages.items():
+                clock[0] = began - 60 * minutes_ago
+                use = QuotaUse(campaign_id, BUCKET, "w", 0, count, 60, told)
+                claimed = past.cycle(Cycle(campaign_id, use, 60)).claimed
+                assert len(claimed) == count
+                results = [Result(row.rank, row.claim, State.SENT, f"m{row.rank}") for row in claimed]
+                past.cycle(Cycle(campaign_id, replace(use, wanted=0), 60, results=results))
+
+    return _sent
 
 
 @pytest.fixture

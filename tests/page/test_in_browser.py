@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from itertools import pairwise
 
 import pytest
 from playwright.sync_api import expect
@@ -69,6 +70,86 @@ def test_the_charts_quota_leaves_the_reserve_to_others(page, server):
     page.goto(f"{server.page}/?campaign=release")
     legend = page.get_by_test_id("chart").locator(".legend")
     expect(legend).to_contain_text("90 an hour, without the reserve of 10")
+
+
+@pytest.fixture
+def chart(page, server, sent_over_time):
+    """Look at the chart of a campaign whose messages were sent so many minutes ago."""
+
+    def _chart(messages, *, reset_in):
+        sent_over_time("hours", messages, reset_in=reset_in)
+        page.goto(f"{server.page}/?campaign=hours")
+        shown = page.get_by_test_id("chart")
+        expect(shown.locator(".legend")).to_contain_text("90 an hour, without the reserve of 10")
+        return shown
+
+    return _chart
+
+
+def line(chart, kind):
+    """Give the points of a line of the chart, in pixels from its upper left corner."""
+    points = chart.locator(f"polyline.{kind}").get_attribute("points")
+    return [tuple(map(float, point.split(","))) for point in points.split()]
+
+
+def height(points, x):
+    """Give a line's height at a place, between two of its points."""
+    for (left, from_), (right, to) in pairwise(points):
+        if left <= x <= right and left < right:
+            return from_ + (to - from_) * (x - left) / (right - left)
+    raise AssertionError(f"The line doesn't reach {x}.")
+
+
+def is_sent_within_the_allowed(chart):
+    """Tell whether at no moment more was sent than the quota's line allows."""
+    sent = line(chart, "sent")
+    return all(
+        height(sent, x) >= allowed - 0.1
+        for (left, allowed), (right, _) in list(pairwise(line(chart, "allowed")))[::2]
+        for x in [left, right, *(x for x, _ in sent if left < x < right)]
+    )
+
+
+@pytest.mark.parametrize("minutes_ago", [4, 5])
+def test_the_quotas_line_rises_where_its_window_ended(chart, minutes_ago):
+    shown = chart({15: 90, minutes_ago: 90}, reset_in=55)
+    expect(shown.locator(".legend")).to_contain_text("What the quota allows: 90 an hour")
+    expect(shown.locator(".legend")).not_to_contain_text("within one")
+    assert is_sent_within_the_allowed(shown)
+    (*_, first), (*_, all_) = line(shown, "sent")[1], line(shown, "sent")[-1]
+    heights = [y for _, y in line(shown, "allowed")]
+    assert heights == pytest.approx([first, first, all_, all_], abs=0.1)
+
+
+def test_a_window_of_which_only_the_end_was_the_campaigns_is_a_whole_one(chart):
+    shown = chart({95: 90, 85: 90, 25: 90}, reset_in=30)
+    assert is_sent_within_the_allowed(shown)
+    assert len(line(shown, "allowed")) == 6
+
+
+def test_a_window_that_opened_with_the_first_message_is_the_first(chart):
+    shown = chart({75: 90, 5: 90}, reset_in=45 + 1 / 60)
+    assert is_sent_within_the_allowed(shown)
+    assert line(shown, "allowed")[0][1] == pytest.approx(line(shown, "sent")[1][1], abs=0.1)
+
+
+@pytest.mark.parametrize("reset_in", [None, 45])
+def test_where_the_windows_are_not_known_or_were_not_an_hour_apart_one_more_is_allowed(chart, reset_in):
+    shown = chart({85: 90, 80: 90, 10: 45}, reset_in=reset_in)
+    expect(shown.locator(".legend")).to_contain_text("What the quota allows at most: 90 an hour")
+    assert is_sent_within_the_allowed(shown)
+
+
+def test_the_windows_are_known_after_their_end_too(chart):
+    shown = chart({145: 90, 134: 90}, reset_in=-75)
+    expect(shown.locator(".legend")).to_contain_text("What the quota allows: 90 an hour")
+    assert is_sent_within_the_allowed(shown)
+
+
+@pytest.mark.parametrize(("reset_in", "is_within"), [(55, False), (30, True), (None, False)])
+def test_only_what_is_within_one_window_is_said_to_be(chart, reset_in, is_within):
+    shown = chart({15: 40, 4: 40}, reset_in=reset_in)
+    assert ("all this was within one" in shown.locator(".legend").inner_text()) is is_within
 
 
 def test_an_open_page_says_that_nothing_answers_and_keeps_what_was_seen(page, server):

@@ -245,7 +245,7 @@ const loadFigures = async () => {
   if (value && !value.ready) asksAgain = setTimeout(loadFigures, 500);
   // Answers may overtake each other, and another API server may not have counted yet.
   if (!value || (figures?.ready && !(value.ready && value.at_ms >= figures.at_ms))) return;
-  const key = JSON.stringify([value, campaign.quota.limit, campaign.status]);
+  const key = JSON.stringify([value, campaign.quota.limit, campaign.quota.known_reset_ms, campaign.status]);
   figures = value;
   if (key !== figuresAt || campaign.delivery === "now") drawFigures();
   figuresAt = key;

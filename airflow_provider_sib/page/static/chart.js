@@ -29,7 +29,21 @@ const totals = (moments, spanMs) => {
   return points;
 };
 
-export const chart = (svg, legend, { chart: { seconds, moments }, quota: { limit, reserve }, total, nowMs, isOver }) => {
+// The quota's windows, as far as they are known: they are taken to end an hour apart from the one end that is.
+const windows = (resetMs, points, { begin, end, spanMs, perHour }) => {
+  if (resetMs === null) {
+    // The first message may have come in a window's last moment.
+    return { first: 2, endMs: begin + HOUR_MS, isCrossed: end - begin >= HOUR_MS, isWithinOne: false };
+  }
+  const endAfter = (at) => at + ((((resetMs - at) % HOUR_MS) + HOUR_MS) % HOUR_MS);
+  // An end within the first span is rather the opening of the campaign's first window than its end.
+  const endMs = endAfter(begin + spanMs);
+  const isEnough = points.every(({ at, sent, failed, in_doubt }) =>
+    sent + failed + in_doubt <= perHour * (1 + Math.max(0, Math.ceil((at - endMs) / HOUR_MS))));
+  return { first: isEnough ? 1 : 2, endMs, isCrossed: endMs < end, isWithinOne: isEnough && endAfter(begin) >= end };
+};
+
+export const chart = (svg, legend, { chart: { seconds, moments }, quota: { limit, reserve, known_reset_ms: resetMs }, total, nowMs, isOver }) => {
   // A unit is a pixel, so that words keep their size however wide the page is.
   const width = Math.max(280, Math.round(svg.parentElement.clientWidth));
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -42,7 +56,8 @@ export const chart = (svg, legend, { chart: { seconds, moments }, quota: { limit
   if (end > points.at(-1).at) points.push({ ...points.at(-1), at: end });
   const last = points.at(-1);
   const reached = last.sent + last.failed + last.in_doubt;
-  const isLong = end - begin >= HOUR_MS && perHour !== null;
+  const { first, endMs, isCrossed, isWithinOne } = windows(resetMs, points, { begin, end, spanMs, perHour });
+  const isDrawn = isCrossed && perHour !== null;
   const most = nice(Math.max(1, Math.min(total, reached * 1.15 + 1)));
   const x = (at) => LEFT + ((at - begin) / (end - begin)) * (width - LEFT - RIGHT);
   const y = (count) => TOP + (1 - Math.min(count, most) / most) * (HEIGHT - TOP - BOTTOM);
@@ -70,14 +85,17 @@ export const chart = (svg, legend, { chart: { seconds, moments }, quota: { limit
     }
     below = above;
   }
-  if (isLong) {
-    // Each hour allows as much again; above the chart's end it is not drawn.
+  if (isDrawn) {
+    // Each window allows as much again; above the chart's end it is not drawn.
     const steps = [];
-    for (let hour = 0; begin + hour * HOUR_MS <= end; hour += 1) {
-      const allowed = perHour * (hour + 1);
-      const until = Math.min(end, begin + (hour + 1) * HOUR_MS);
-      if (allowed > most) break;
-      steps.push(`${x(begin + hour * HOUR_MS).toFixed(1)},${y(allowed).toFixed(1)}`, `${x(until).toFixed(1)},${y(allowed).toFixed(1)}`);
+    let from = begin;
+    for (let later = 0; from < end && perHour * (first + later) <= most; later += 1) {
+      // What was sent within one span, before and after a window's end, is one figure: all of it counts as after.
+      const until = endMs + later * HOUR_MS;
+      const to = Math.min(end, until - (until % spanMs));
+      const height = y(perHour * (first + later)).toFixed(1);
+      steps.push(`${x(from).toFixed(1)},${height}`, `${x(to).toFixed(1)},${height}`);
+      from = to;
     }
     if (steps.length > 0) parts.push(draw("polyline", { class: "allowed", points: steps.join(" ") }));
   }
@@ -86,8 +104,8 @@ export const chart = (svg, legend, { chart: { seconds, moments }, quota: { limit
   svg.replaceChildren(...parts);
   const allowance = `${number(perHour)} an hour${perHour < limit ? `, without the reserve of ${number(limit - perHour)}` : ""}`;
   const keys = STATES.filter(([name]) => last[name] > 0).map(([name, word]) => create("span", { class: `key ${name}`, text: word }));
-  if (isLong) keys.push(create("span", { class: "key allowed", text: `What the quota allows: ${allowance}` }));
-  keys.push(create("span", { class: "soft", text: isLong || perHour === null ? "" : `The quota allows ${allowance}; all this was within one.` }));
+  if (isDrawn) keys.push(create("span", { class: "key allowed", text: `What the quota allows${first > 1 ? " at most" : ""}: ${allowance}` }));
+  keys.push(create("span", { class: "soft", text: isDrawn || perHour === null ? "" : `The quota allows ${allowance}${isWithinOne ? "; all this was within one" : ""}.` }));
   legend.replaceChildren(...keys.filter((key) => key.textContent !== ""));
 };
 
