@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from airflow_provider_sib._compat import AirflowFailException
-from airflow_provider_sib.campaign.ledger import LedgerMissing, LedgerUnavailable
+from airflow_provider_sib.campaign.ledger import LedgerMissing, LedgerRefused, LedgerUnavailable
 from airflow_provider_sib.hooks.campaign import CampaignHook, LedgerPlace, Pin
 
 if TYPE_CHECKING:
@@ -180,6 +180,20 @@ def _unreachable(error: Exception, place: LedgerPlace) -> Unreachable:
             )
         case NoConnectionFree():
             return _unreachable(LedgerUnavailable("Its connections all wait for an answer."), place)
+        case LedgerRefused():
+            return Unreachable(
+                "The ledger's database refuses the connection",
+                f"{error} It answers, and was asked by {here}.",
+                (
+                    (
+                        f"Mend login, password and schema of connection {place.conn_id!r} as this host sees it: an "
+                        "environment variable AIRFLOW_CONN_… or a secrets backend counts before Airflow's own "
+                        "connections, and may differ by machine."
+                    ),
+                    "If they are as for the tasks, the database has to let this login in from this host.",
+                    "This page tries again by itself.",
+                ),
+            )
         case LedgerUnavailable():
             where = f"of connection {place.conn_id!r}" if place.conn_id else "in AIRFLOW_HOME"
             return Unreachable(

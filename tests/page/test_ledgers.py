@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ from airflow_provider_sib.page.ledgers import (
     UnknownLedger,
     Unreachable,
 )
+from tests.campaign.conftest import make_database
 
 HERE = LedgerPlace(None)
 
@@ -123,6 +125,73 @@ def test_a_database_that_is_down_is_told_by_its_connection(shelf, monkeypatch):
         problem = refusal(shelf)
     assert problem.title == "The ledger's database does not answer"
     assert any("'ledger'" in remedy for remedy in problem.remedies)
+    assert "s3cret" not in problem.detail
+
+
+@pytest.fixture
+def lead_to(shelf, monkeypatch):
+    """Let a connection lead to a ledger on a database server, in some way that is not the right one."""
+    with ExitStack() as made:
+
+        def _lead_to(kind, *, rights=None, **changed):
+            """Make a ledger and the connection.
+
+            :param rights: in the ledger's database, of a login that is made for this; None: the right login.
+            :param changed: fields of the connection that differ from the right ones.
+            """
+            database, engine, drop = make_database(kind)
+            made.callback(engine.dispose)
+            conn = made.enter_context(engine.connect())
+            made.callback(conn.exec_driver_sql, drop)
+            SqlLedger(database.url).close()
+            connection = {
+                "conn_type": "postgres" if kind == "postgresql" else "mysql",
+                "host": database.url.host,
+                "port": database.url.port,
+                "login": database.url.username,
+                "password": database.url.password,
+                "schema": database.url.database,
+                "extra": json.dumps(dict(database.url.query)),
+            }
+            if rights is not None:
+                name = f"sib_stranger_{os.getpid()}"
+                if kind == "postgresql":
+                    place = f"SCHEMA {database.url.query['options'].partition('=')[2]}"
+                    conn.exec_driver_sql(f"CREATE ROLE {name} LOGIN")
+                    made.callback(conn.exec_driver_sql, f"DROP OWNED BY {name}; DROP ROLE {name}")
+                else:
+                    place = f"{database.url.database}.*"
+                    conn.exec_driver_sql(f"CREATE USER {name} IDENTIFIED BY 's3cret'")
+                    made.callback(conn.exec_driver_sql, f"DROP USER {name}")
+                for right in rights:
+                    conn.exec_driver_sql(f"GRANT {right} ON {place} TO {name}")
+                changed = {"login": name, "password": "s3cret"}
+            monkeypatch.setenv("AIRFLOW_CONN_LEDGER", json.dumps(connection | changed))
+            monkeypatch.setenv("AIRFLOW__SIB__LEDGER_CONN_ID", "ledger")
+
+        yield _lead_to
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("postgresql", {"login": "nobody_here"}),
+        ("postgresql", {"schema": "nothing_here"}),
+        ("postgresql", {"rights": ["USAGE"]}),
+        ("mariadb", {"login": "nobody_here"}),
+        ("mariadb", {"login": "nobody_here", "password": "s3cret"}),
+        ("mariadb", {"password": "s3cret"}),
+        ("mariadb", {"schema": "nothing_here"}),
+        ("mariadb", {"rights": []}),
+        ("mariadb", {"rights": ["DELETE"]}),
+    ],
+    ids=str,
+)
+def test_a_database_that_refuses_is_told_with_what_to_mend_in_its_connection(shelf, lead_to, kind, wrong):
+    lead_to(kind, **wrong)
+    problem = refusal(shelf)
+    assert problem.title == "The ledger's database refuses the connection"
+    assert "login, password and schema of connection 'ledger'" in problem.remedies[0]
     assert "s3cret" not in problem.detail
 
 

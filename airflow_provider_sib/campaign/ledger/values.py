@@ -57,6 +57,13 @@ class LedgerUnavailable(LedgerError):
     """The ledger did not answer, or a commit's outcome is unknown: call again with the same arguments."""
 
 
+class LedgerRefused(LedgerUnavailable):
+    """The ledger's database answers, and refuses: its name, the login, its password or its rights are not right.
+
+    Calling again is right all the same: that may be mended on the server alone.
+    """
+
+
 class LedgerUnsafe(LedgerError):
     """The ledger can't keep what it must: a network disk, a newer schema, an asynchronous commit."""
 

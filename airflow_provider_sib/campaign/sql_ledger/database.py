@@ -22,6 +22,7 @@ from sqlalchemy.pool import QueuePool
 from airflow_provider_sib.campaign.ledger import (
     Json,
     LedgerMissing,
+    LedgerRefused,
     LedgerUnavailable,
     LedgerUnsafe,
     keyed_hash,
@@ -34,6 +35,17 @@ Row = Sequence[Any]
 _GONE = (OperationalError, InterfaceError, InternalError, ProgrammingError)
 """What a database says that is not there, or not as it was: shut down, failed over to a copy that may only be read,
 its tables dropped or not restored yet. Results are held meanwhile, and named in the end."""
+
+_NOT_LET_IN = re.compile(
+    r"authentication failed|pg_hba\.conf|no password supplied|is not permitted to log in"
+    r'|(role|database) ".*" does not exist|permission denied for database'
+)
+"""PostgreSQL's words for SQLSTATE 28000, 28P01, 3D000 and 42501 to who connects, where psycopg2 tells no code. A
+server that speaks another language counts as not answering."""
+
+_NOT_ALLOWED = ((1044,), (1045,), (1049,), (1142,), (1698,))
+"""What MySQL and MariaDB say first: ER_DBACCESS_DENIED_ERROR, ER_ACCESS_DENIED_ERROR, ER_BAD_DB_ERROR,
+ER_TABLEACCESS_DENIED_ERROR, ER_ACCESS_DENIED_NO_PASSWORD_ERROR."""
 
 CHUNK = 2000
 """Rows per transaction where many are changed: other writers wait for less than 100 ms."""
@@ -274,9 +286,17 @@ def chunks(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 def _unavailable(error: DBAPIError) -> LedgerUnavailable:
-    return LedgerUnavailable(
-        f"The ledger's database did not do it: {type(error.orig).__name__}: {error.orig}"
-    )
+    said = f"{type(error.orig).__name__}: {error.orig}"
+    if _is_refusal(error.orig):
+        return LedgerRefused(f"The ledger's database refuses: {said}")
+    return LedgerUnavailable(f"The ledger's database did not do it: {said}")
+
+
+def _is_refusal(said: BaseException | None) -> bool:
+    """Tell whether the database is there, and its name, the login, its password or its rights are not right."""
+    if said is None or not hasattr(said, "pgcode"):
+        return said is not None and said.args[:1] in _NOT_ALLOWED
+    return said.pgcode == "42501" or (said.pgcode is None and bool(_NOT_LET_IN.search(str(said))))
 
 
 def _is_busy(error: DBAPIError) -> bool:
