@@ -521,7 +521,10 @@ def test_pausing_resuming_and_aborting_take_effect_on_a_campaign_that_is_under_w
         ValueError, match=r"'release' is aborted and cannot be set to paused.*until it is resumed"
     ):
         hook.pause("release")
-    assert hook.resume("release").status == "running"
+    for change in (hook.pause, hook.resume, hook.abort):
+        with pytest.raises(ValueError, match="'release' is aborted by now, not paused as it was seen"):
+            change("release", seen="paused")
+    assert hook.resume("release", seen="aborted").status == "running"
 
 
 def test_retrying_sets_those_that_failed_to_pending_and_no_others(campaign, sib_sandbox):

@@ -492,33 +492,45 @@ class CampaignHook(BaseHook):
         quota = self.ledger.quotas().get((account, BUCKET), Quota())
         return Granted(self.ledger.now_ms(), quota, 0)
 
-    def pause(self, campaign_id: str) -> Campaign:
+    def pause(self, campaign_id: str, *, seen: str | None = None) -> Campaign:
         """Stop beginning messages until :meth:`resume`; a task that delivers it waits, deferred.
 
+        :param seen: the status it was seen to have; with another one by now nothing is changed.
         :raises UnknownCampaign: when the ledger has none of this id.
-        :raises ValueError: when it cannot be paused: it is finished or aborted.
+        :raises ValueError: when it cannot be paused: it is finished or aborted, or not as it was seen.
         """
-        return self._set_status(campaign_id, "paused")
+        return self._set_status(campaign_id, "paused", seen)
 
-    def resume(self, campaign_id: str) -> Campaign:
+    def resume(self, campaign_id: str, *, seen: str | None = None) -> Campaign:
         """Go on with a paused or aborted campaign; its task, or the next run of its DAG, delivers.
 
+        :param seen: the status it was seen to have; with another one by now nothing is changed.
         :raises UnknownCampaign: when the ledger has none of this id.
+        :raises ValueError: when it is not as it was seen.
         """
-        return self._set_status(campaign_id, "running")
+        return self._set_status(campaign_id, "running", seen)
 
-    def abort(self, campaign_id: str) -> Campaign:
+    def abort(self, campaign_id: str, *, seen: str | None = None) -> Campaign:
         """Begin no message any more; the task that delivers it fails. What was sent stays: see withdrawing.
 
+        :param seen: the status it was seen to have; with another one by now nothing is changed.
         :raises UnknownCampaign: when the ledger has none of this id.
+        :raises ValueError: when it is not as it was seen.
         """
-        return self._set_status(campaign_id, "aborted")
+        return self._set_status(campaign_id, "aborted", seen)
 
-    def _set_status(self, campaign_id: str, status: str) -> Campaign:
+    def _set_status(self, campaign_id: str, status: str, seen: str | None) -> Campaign:
         from airflow_provider_sib.campaign.ledger import CampaignStatus, Refusal
 
-        changed = self.ledger.set_status(campaign_id, CampaignStatus(status))
+        changed = self.ledger.set_status(
+            campaign_id, CampaignStatus(status), seen=None if seen is None else CampaignStatus(seen)
+        )
         if isinstance(changed, Refusal):
+            if changed.name == "seen":
+                raise ValueError(
+                    f"Campaign {campaign_id!r} is {changed.kept} by now, not {seen} as it was seen. "
+                    "Nothing was changed."
+                )
             way_on = (
                 "It sends nothing until it is resumed"
                 if changed.kept == CampaignStatus.ABORTED

@@ -230,6 +230,18 @@ def test_a_status_changes_only_in_the_ways_there_are(ledger: Ledger, way: str, r
         assert ledger.campaign("c").status == way.rsplit(maxsplit=1)[-1]
 
 
+def test_a_status_that_is_not_as_it_was_seen_is_not_changed(ledger: Ledger) -> None:
+    opened(ledger)
+    running, paused, aborted = CampaignStatus.RUNNING, CampaignStatus.PAUSED, CampaignStatus.ABORTED
+    assert ledger.set_status("c", paused, seen=running) == ledger.campaign("c")
+    # Also where it is what is asked for: somebody else's pause is not to be taken for one's own.
+    for status in (aborted, paused, running):
+        refusal = ledger.set_status("c", status, seen=running)
+        assert refusal == Refusal(RefusalKind.STATUS, "seen", paused, running)
+    assert ledger.campaign("c").status is paused
+    assert ledger.set_status("c", aborted, seen=paused) == ledger.campaign("c")
+
+
 # enrolment
 
 

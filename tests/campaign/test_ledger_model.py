@@ -119,9 +119,13 @@ class BothLedgers(RuleBasedStateMachine):
         cycled: Cycled = self.both(lambda ledger: ledger.cycle(turn))
         self.sent += [(campaign, delivery) for delivery in cycled.claimed]
 
-    @rule(campaign=CAMPAIGNS, status=st.sampled_from(CampaignStatus))
-    def status(self, campaign: str, status: CampaignStatus) -> None:
-        self.both(lambda ledger: ledger.set_status(campaign, status))
+    @rule(
+        campaign=CAMPAIGNS,
+        status=st.sampled_from(CampaignStatus),
+        seen=st.none() | st.sampled_from(CampaignStatus),
+    )
+    def status(self, campaign: str, status: CampaignStatus, seen: CampaignStatus | None) -> None:
+        self.both(lambda ledger: ledger.set_status(campaign, status, seen=seen))
 
     @rule(campaign=CAMPAIGNS)
     def finish(self, campaign: str) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -304,6 +305,19 @@ def test_opening_an_empty_file_from_everywhere_at_once_makes_one_ledger(tmp_path
             ledger.close()
 
     assert len(set(both(*[identity] * 6))) == 1
+
+
+def test_of_two_who_change_a_status_at_once_only_one_does(sql_house: House) -> None:
+    ledgers = [sql_house.open(), sql_house.open()]
+    opened(ledgers[0])
+    for _ in range(20):
+        pause, abort = (
+            partial(ledger.set_status, "c", status, seen=CampaignStatus.RUNNING)
+            for ledger, status in zip(ledgers, (CampaignStatus.PAUSED, CampaignStatus.ABORTED), strict=True)
+        )
+        refused = [answer for answer in both(pause, abort) if isinstance(answer, Refusal)]
+        assert [refusal.name for refusal in refused] == ["seen"]
+        ledgers[0].set_status("c", CampaignStatus.RUNNING)
 
 
 def test_two_enrolments_of_one_snapshot_at_once_enrol_it_once(sql_house: House) -> None:

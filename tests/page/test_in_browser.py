@@ -178,7 +178,7 @@ def test_what_has_changed_meanwhile_is_not_overridden_and_is_said(page, server, 
     page.get_by_role("button", name="Pause").click()
     ledger.set_status("release", CampaignStatus.ABORTED)
     page.get_by_role("button", name="Pause campaign").click()
-    expect(page.get_by_role("alert")).to_contain_text("It is aborted by now, not running as you saw it.")
+    expect(page.get_by_role("alert")).to_contain_text("is aborted by now, not running as it was seen.")
     expect(page.get_by_test_id("status")).to_have_text("aborted")
     expect(page.get_by_role("button", name="Resume")).to_be_focused()
     assert ledger.campaign("release").status == "aborted"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from itertools import pairwise
 
@@ -202,9 +204,27 @@ def test_what_is_no_longer_as_it_was_seen_is_not_changed(server, ledger):
     answer = change(server, "adam", "release", "running", "paused")
     assert (answer.status_code, answer.json()["detail"]) == (
         409,
-        "It is aborted by now, not paused as you saw it. Nothing was changed.",
+        "Campaign 'release' is aborted by now, not paused as it was seen. Nothing was changed.",
     )
     assert ledger.campaign("release").status == "aborted"
+
+
+def test_of_two_who_change_it_at_once_only_one_does(server, ledger):
+    sessions = server.browser("uma"), server.browser("adam")
+    for _ in range(20):
+        start = threading.Barrier(2)
+
+        def ask_for(session, status, start=start):
+            start.wait(60)
+            body = {"id": "release", "status": status, "seen": "running"}
+            return session.post(f"{server.page}/api/status", json=body, headers=HEADER, timeout=60)
+
+        with ThreadPoolExecutor(2) as pool:
+            answers = [*pool.map(ask_for, sessions, ("paused", "aborted"))]
+        assert sorted(answer.status_code for answer in answers) == [200, 409]
+        (done,) = [answer.json()["status"] for answer in answers if answer.ok]
+        assert ledger.campaign("release").status == done
+        ledger.set_status("release", CampaignStatus.RUNNING)
 
 
 BODY = json.dumps({"id": "release", "status": "aborted", "seen": "running"})

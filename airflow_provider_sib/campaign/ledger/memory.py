@@ -202,11 +202,13 @@ class MemoryLedger:
         with self._lock:
             return list(self._book(campaign_id).revisions)
 
-    def set_status(self, campaign_id: str, status: CampaignStatus) -> Campaign | Refusal:
+    def set_status(
+        self, campaign_id: str, status: CampaignStatus, *, seen: CampaignStatus | None = None
+    ) -> Campaign | Refusal:
         """See :meth:`Ledger.set_status`."""
         with self._lock:
             book = self._book(campaign_id)
-            if refusal := status_refusal(book.campaign.status, status):
+            if refusal := status_refusal(book.campaign.status, status, seen):
                 return refusal
             book.campaign = replace(book.campaign, status=status)
             return book.campaign

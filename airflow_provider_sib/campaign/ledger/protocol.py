@@ -91,10 +91,15 @@ class Ledger(Protocol):
     def revisions(self, campaign_id: str) -> list[Revision]:
         """Read all texts of a campaign, the oldest first."""
 
-    def set_status(self, campaign_id: str, status: CampaignStatus) -> Campaign | Refusal:
+    def set_status(
+        self, campaign_id: str, status: CampaignStatus, *, seen: CampaignStatus | None = None
+    ) -> Campaign | Refusal:
         """Pause, resume or abort, as :data:`STATUS_CHANGES` allows; the status it has already is no refusal.
 
         Effective at once: nothing is claimed in a transaction that begins later. What is in flight goes on.
+
+        :param status: the status to set.
+        :param seen: refuse when it has another status than this by now; None: whatever it has.
         """
 
     def finish(self, campaign_id: str) -> bool:

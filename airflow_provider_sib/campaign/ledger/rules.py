@@ -194,8 +194,12 @@ def binding_refusal(
     return None
 
 
-def status_refusal(kept: CampaignStatus, status: CampaignStatus) -> Refusal | None:
-    """Refuse a change of status that :data:`STATUS_CHANGES` doesn't have, or None."""
+def status_refusal(
+    kept: CampaignStatus, status: CampaignStatus, seen: CampaignStatus | None
+) -> Refusal | None:
+    """Refuse a change of another status than was seen, or one that :data:`STATUS_CHANGES` doesn't have, or None."""
+    if seen not in (None, kept):
+        return Refusal(RefusalKind.STATUS, "seen", kept, seen)
     if status is kept or status in STATUS_CHANGES[kept]:
         return None
     return Refusal(RefusalKind.STATUS, "status", kept, status)

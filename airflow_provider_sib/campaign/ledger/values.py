@@ -202,7 +202,7 @@ class Refusal:
     """A no that the author must read; nothing was changed.
 
     :param kind: what is wrong.
-    :param name: the part of the binding that differs, ``text`` or ``status``.
+    :param name: the part of the binding that differs, ``text``, ``status`` or ``seen``.
     :param kept: what the ledger holds.
     :param given: what was asked for.
     """

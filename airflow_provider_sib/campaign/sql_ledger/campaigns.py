@@ -130,10 +130,12 @@ def revisions(tx: Transaction, campaign_id: str) -> list[Revision]:
     ]
 
 
-def set_status(tx: Transaction, campaign_id: str, status: CampaignStatus) -> Campaign | Refusal:
+def set_status(
+    tx: Transaction, campaign_id: str, status: CampaignStatus, seen: CampaignStatus | None
+) -> Campaign | Refusal:
     """See :meth:`Ledger.set_status`."""
     kept = books.lock(tx, campaign_id).campaign
-    if refusal := status_refusal(kept.status, status):
+    if refusal := status_refusal(kept.status, status, seen):
         return refusal
     books.set_status(tx, campaign_id, status)
     return replace(kept, status=status)

@@ -145,9 +145,11 @@ class SqlLedger:
         """See :meth:`Ledger.revisions`."""
         return self._database.read(lambda tx: campaigns.revisions(tx, campaign_id))
 
-    def set_status(self, campaign_id: str, status: CampaignStatus) -> Campaign | Refusal:
+    def set_status(
+        self, campaign_id: str, status: CampaignStatus, *, seen: CampaignStatus | None = None
+    ) -> Campaign | Refusal:
         """See :meth:`Ledger.set_status`."""
-        return self._database.write(lambda tx: campaigns.set_status(tx, campaign_id, status))
+        return self._database.write(lambda tx: campaigns.set_status(tx, campaign_id, status, seen))
 
     def finish(self, campaign_id: str) -> bool:
         """See :meth:`Ledger.finish`."""
