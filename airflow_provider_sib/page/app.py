@@ -77,6 +77,13 @@ async def _secured(request: Request, answer: Callable[[Request], Awaitable[Respo
     return response
 
 
+@app.exception_handler(Exception)
+async def _failed(_: Request, __: Exception) -> JSONResponse:
+    # Starlette answers these outside of all middleware; then it raises them again, for the log.
+    headers = HEADERS | {"cache-control": "no-store"}
+    return JSONResponse({"detail": "The API server failed; its log says why."}, 500, headers)
+
+
 @app.exception_handler(Unreachable)
 async def _unreachable(_: Request, error: Unreachable) -> JSONResponse:
     return JSONResponse({"problem": as_dict(error)}, status_code=503)

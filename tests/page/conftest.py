@@ -126,6 +126,7 @@ def make(
     dag_id="announce",
     status=None,
     connection="sib",
+    reserve=10,
 ):
     """Make a campaign that has come so far."""
     announcement = Announcement(variants={"short": "Hi!", "long": TEXTS})
@@ -135,7 +136,7 @@ def make(
         binding={"host": "https://api.brevo.com/v3", "connection": connection},
         announcement=announcement,
         each_run=False,
-        settings={"dag_id": dag_id, "task_id": "send", "reserve": 10} if dag_id else {},
+        settings={"dag_id": dag_id, "task_id": "send", "reserve": reserve} if dag_id else {},
     )
     enroller = Enroller(campaign_id, announcement, once_per="visitor_id")
     ids = [EVIL, *(f"visitor-{number}" for number in range(1, visitors))]

@@ -40,14 +40,28 @@ def change(server, user, campaign_id, status, seen="running"):
 # the page itself
 
 
+def is_secured(answer):
+    policy = answer.headers["content-security-policy"]
+    assert dict(part.strip().split(" ", 1) for part in policy.split(";")) == {
+        "default-src": "'none'",
+        **dict.fromkeys(["script-src", "style-src", "connect-src", "img-src", "frame-ancestors"], "'self'"),
+        **dict.fromkeys(["base-uri", "form-action"], "'none'"),
+    }
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 def test_the_page_lets_a_browser_run_nothing_but_its_own_files_and_only_airflow_frame_it(server):
     for path in ("/", "/static/page.js", "/api/campaigns", "/static/nothing"):
-        headers = requests.get(server.page + path, timeout=60).headers
-        policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
-        assert policy["default-src"] == "'none'"
-        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
-        assert policy["frame-ancestors"] == "'self'"
-        assert headers["x-content-type-options"] == "nosniff"
+        is_secured(requests.get(server.page + path, timeout=60))
+
+
+def test_an_error_that_nobody_foresaw_is_secured_too_and_tells_where_to_look(server, ledger, make_campaign):
+    make_campaign("odd", reserve="ten")
+    answer = ask(server, "adam", "campaigns")
+    assert answer.status_code == 500
+    is_secured(answer)
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json() == {"detail": "The API server failed; its log says why."}
 
 
 def test_every_file_it_names_is_there_by_a_relative_address_and_none_is_elsewhere(server):
