@@ -160,7 +160,9 @@ SHELL = sorted(
 def test_a_line_for_the_shell_is_one_that_works(line):
     """By the parsers of the programs that it calls; what they do has tests of its own."""
     if " | " in line:
-        assert line.endswith((" > reached.csv", " > suppressed.txt")), "test_cli.py runs these two to their end"
+        assert line.endswith((" > reached.csv", " > suppressed.txt")), (
+            "test_cli.py runs these two to their end"
+        )
     words = shlex.split(line.partition(" | ")[0].partition(" > ")[0])
     match words:
         case ["export", assignment] if re.match(r"AIRFLOW_(CONN_\w+|_SIB__LEDGER_CONN_ID)=", assignment):

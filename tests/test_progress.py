@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,7 @@ def task(campaigns):
         place=LedgerPlace(None),
         settings=SimpleNamespace(conn_id="sib", reserve_calls=10),
         deferrable=True,
+        watched_by=os.getppid(),
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
 
 from airflow_provider_sib.campaign.ledger import (
     Campaign,
@@ -130,7 +131,7 @@ def clear(house: House) -> None:
     """Empty a database as if nothing had been kept in it but the ledger's own id."""
     house.open()
     house.close()
-    with sa.create_engine(house.url, future=True).begin() as conn:
+    with sa.create_engine(house.url, future=True, poolclass=NullPool).begin() as conn:
         for table in sa.inspect(conn).get_table_names():
             if table != "sib_meta":
                 conn.exec_driver_sql(f"DELETE FROM {table}")
@@ -362,7 +363,7 @@ def test_sending_goes_on_beside_an_enrolment(sql_house: House) -> None:
 
 def stored(house: House) -> int:
     """Count the rows that lie in the database, whoever they belong to."""
-    with sa.create_engine(house.url, future=True).begin() as conn:
+    with sa.create_engine(house.url, future=True, poolclass=NullPool).begin() as conn:
         return int(conn.exec_driver_sql("SELECT COUNT(*) FROM sib_delivery").scalar_one())
 
 
@@ -421,7 +422,7 @@ def test_a_purged_campaign_leaves_no_row_behind(sql_house: House) -> None:
     cycle(ledger, 0, [result(row, SENT), result(row, SENT, message_id="other")])
     ledger.set_status("c", CampaignStatus.ABORTED)
     assert ledger.purge("c") is None
-    with sa.create_engine(sql_house.url, future=True).begin() as conn:
+    with sa.create_engine(sql_house.url, future=True, poolclass=NullPool).begin() as conn:
         for table in ("campaign", "text", "part", "delivery", "message", "suppress", "touch"):
             assert conn.exec_driver_sql(f"SELECT COUNT(*) FROM sib_{table}").scalar_one() == 0, table
 
@@ -536,13 +537,13 @@ def _removed(line: str) -> int:
 
 def test_a_ledger_that_needs_newer_code_is_refused_with_the_way_out(sql_house: House) -> None:
     sql_house.open()
-    with sa.create_engine(sql_house.url, future=True).begin() as conn:
+    with sa.create_engine(sql_house.url, future=True, poolclass=NullPool).begin() as conn:
         before = dict(conn.exec_driver_sql("SELECT k, v FROM sib_meta").all())
         conn.exec_driver_sql("UPDATE sib_meta SET v = '3' WHERE k = 'schema'")
     try:
         # Newer, but it says that this code may use it.
         assert sql_house.open().identity().schema == 3
-        with sa.create_engine(sql_house.url, future=True).begin() as conn:
+        with sa.create_engine(sql_house.url, future=True, poolclass=NullPool).begin() as conn:
             conn.exec_driver_sql("UPDATE sib_meta SET v = '2' WHERE k = 'readable_from'")
             conn.exec_driver_sql("UPDATE sib_meta SET v = '9.1.0' WHERE k = 'readable_from_release'")
         with pytest.raises(
@@ -550,7 +551,7 @@ def test_a_ledger_that_needs_newer_code_is_refused_with_the_way_out(sql_house: H
         ):
             sql_house.open()
     finally:
-        with sa.create_engine(sql_house.url, future=True).begin() as conn:
+        with sa.create_engine(sql_house.url, future=True, poolclass=NullPool).begin() as conn:
             for name in ("schema", "readable_from", "readable_from_release"):
                 conn.execute(
                     sa.text("UPDATE sib_meta SET v = :v WHERE k = :k"), {"k": name, "v": before[name]}
@@ -595,13 +596,13 @@ def test_a_server_that_does_not_answer_is_unavailable(url: str) -> None:
 def test_an_error_of_the_database_shows_no_visitor(sql_house: House) -> None:
     ledger = sql_house.open()
     audience(ledger, people(1))
-    with sa.create_engine(sql_house.url, future=True).begin() as conn:
+    with sa.create_engine(sql_house.url, future=True, poolclass=NullPool).begin() as conn:
         conn.exec_driver_sql("ALTER TABLE sib_suppress RENAME TO sib_elsewhere")
     try:
         with pytest.raises((sa.exc.DBAPIError, LedgerError)) as caught:
             ledger.suppress(["secret-visitor"], "bounced")
     finally:
-        with sa.create_engine(sql_house.url, future=True).begin() as conn:
+        with sa.create_engine(sql_house.url, future=True, poolclass=NullPool).begin() as conn:
             conn.exec_driver_sql("ALTER TABLE sib_elsewhere RENAME TO sib_suppress")
     assert "secret-visitor" not in str(caught.value)
 
@@ -752,7 +753,7 @@ def test_a_connection_the_server_dropped_is_made_again_without_a_word(server_hou
     with engine_of(ledger).connect() as conn:
         sql = "SELECT pg_backend_pid()" if server_house.kind == "postgresql" else "SELECT CONNECTION_ID()"
         pid = conn.exec_driver_sql(sql).scalar_one()
-    with sa.create_engine(server_house.url, future=True).connect() as conn:
+    with sa.create_engine(server_house.url, future=True, poolclass=NullPool).connect() as conn:
         conn.exec_driver_sql(
             f"SELECT pg_terminate_backend({pid})" if server_house.kind == "postgresql" else f"KILL {pid}"
         )

@@ -43,7 +43,11 @@ def clock():
 @pytest.fixture
 def shelf(campaigns, clock):
     """Give a shelf in an Airflow that has never sent."""
-    return Shelf(clock=clock)
+    made = Shelf(clock=clock)
+    yield made
+    for held in made._held.values():
+        if held.hook is not None:
+            held.hook.close()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -433,7 +433,7 @@ def _engine(url: sa.engine.URL, kind: str) -> sa.engine.Engine:
             poolclass=QueuePool,
             connect_args={"timeout": 0, "check_same_thread": False, "isolation_level": None},
         )
-        sa.event.listen(engine, "connect", _on_sqlite)
+        sa.event.listen(engine, "connect", _set_up(_on_sqlite))
         return engine
     engine = sa.create_engine(
         url,
@@ -446,13 +446,26 @@ def _engine(url: sa.engine.URL, kind: str) -> sa.engine.Engine:
     )
     if kind == "postgresql":
         limit_ms = round(900 * _silence_seconds(url, kind))
-        sa.event.listen(engine, "connect", lambda dbapi, _: _on_postgresql(dbapi, limit_ms))
+        sa.event.listen(engine, "connect", _set_up(partial(_on_postgresql, limit_ms=limit_ms)))
     else:
-        sa.event.listen(engine, "connect", _on_mysql)
+        sa.event.listen(engine, "connect", _set_up(_on_mysql))
     return engine
 
 
-def _on_sqlite(dbapi: Any, _: object) -> None:
+def _set_up(session: Callable[[Any], None]) -> Callable[[Any, object], None]:
+    """Set each new connection's session up; SQLAlchemy forgets one on which that fails, and leaves it open."""
+
+    def connected(dbapi: Any, _: object) -> None:
+        try:
+            session(dbapi)
+        except BaseException:
+            dbapi.close()
+            raise
+
+    return connected
+
+
+def _on_sqlite(dbapi: Any) -> None:
     # https://www.sqlite.org/pragma.html#pragma_synchronous: in WAL mode only FULL survives a power loss.
     dbapi.execute("PRAGMA synchronous = FULL")
     # 16 MiB of log: a checkpoint then falls upon fewer than one cycle in a hundred.
@@ -486,7 +499,7 @@ def _on_postgresql(dbapi: Any, limit_ms: int) -> None:
         )
 
 
-def _on_mysql(dbapi: Any, _: object) -> None:
+def _on_mysql(dbapi: Any) -> None:
     with _cursor(dbapi) as cursor:
         # UNIX_TIMESTAMP reads local time, which an autumn night has twice. And a machine that lost its power would
         # hold its locks for hours: MariaDB knows when a transaction is idle, MySQL only when a session is.
