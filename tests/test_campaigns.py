@@ -293,6 +293,11 @@ class TestWaiting:
         assert told(sandbox) == once_each(10) - Counter(left_out)
         assert kept in told(sandbox)
 
+    def test_a_quota_that_the_last_one_used_up_keeps_nobody_waiting(self, sandbox):
+        sandbox.configure(quota=10, hour_seconds=3600)
+        assert execute(send())["status"] == "finished"
+        assert told(sandbox) == once_each(10)
+
     def test_a_shut_window_defers_to_its_opening(self, sandbox):
         hour = (datetime.now(UTC) + timedelta(hours=3)).replace(minute=0, second=0, microsecond=0)
         window = SendWindow(

@@ -294,14 +294,14 @@ class SendEngine(Work):
             return Stopped("unauthorized", self._error)
         if self._broken(FEWEST_OUTCOMES):
             return Stopped("max_failure_share")
-        # An outage that hit the last ones keeps nobody waiting.
+        # An outage that hit the last ones keeps nobody waiting, nor does a quota that they used up.
         if self._outage.open and (self._flying or self._ledger.backlog(self._campaign_id).zones):
             step = self._through_outage()
             if step is not None:
                 return step
         if self._flying and not self._at_once():
             return Wait("in_flight")
-        if self._asked and not cycled.granted.permits:
+        if self._asked and not cycled.granted.permits and self._ledger.backlog(self._campaign_id).zones:
             return self._shut()
         return self._rest(cycled)
 
