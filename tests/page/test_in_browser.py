@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from airflow_provider_sib.campaign.ledger import CampaignStatus
-from browser import CHROMIUM, chromium
+from browser import CHROMIUM, PATIENCE_MS, chromium
 
 pytestmark = pytest.mark.browser
 
@@ -27,11 +28,22 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, server, ledger):
-    with browser.new_context() as context:
-        context.add_cookies([{"name": "_token", "value": server.token("adam"), "url": server.root}])
-        context.add_init_script(HASTY)
-        yield context.new_page()
+def page_of(browser, server, ledger):
+    """Open a page for a user who is logged in."""
+    with ExitStack() as opened:
+
+        def _page_of(user):
+            context = opened.enter_context(browser.new_context())
+            context.add_cookies([{"name": "_token", "value": server.token(user), "url": server.root}])
+            context.add_init_script(HASTY)
+            return context.new_page()
+
+        yield _page_of
+
+
+@pytest.fixture
+def page(page_of):
+    return page_of("adam")
 
 
 @pytest.fixture
@@ -115,6 +127,8 @@ def test_the_quotas_line_rises_where_its_window_ended(chart, minutes_ago):
     shown = chart({15: 90, minutes_ago: 90}, reset_in=55)
     expect(shown.locator(".legend")).to_contain_text("What the quota allows: 90 an hour")
     expect(shown.locator(".legend")).not_to_contain_text("within one")
+    expect(shown.locator("polyline.allowed")).to_be_visible()
+    expect(shown.locator("polyline.allowed")).not_to_have_css("stroke", "none")
     assert is_sent_within_the_allowed(shown)
     (*_, first), (*_, all_) = line(shown, "sent")[1], line(shown, "sent")[-1]
     heights = [y for _, y in line(shown, "allowed")]
@@ -184,6 +198,50 @@ def test_what_has_changed_meanwhile_is_not_overridden_and_is_said(page, server, 
     assert ledger.campaign("release").status == "aborted"
 
 
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda page: page.keyboard.press("Escape"),
+        lambda page: page.keyboard.press("Enter"),
+        lambda page: page.get_by_role("button", name="Cancel").click(),
+    ],
+    ids=["Escape", "Enter", "Cancel"],
+)
+def test_an_abort_that_is_not_confirmed_changes_nothing(page, server, ledger, leave):
+    page.goto(f"{server.page}/?campaign=release")
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Pause campaign").click()
+    expect(page.get_by_test_id("status")).to_have_text("paused")
+    changes = []
+    page.route("**/api/status", lambda route: (changes.append(route.request), route.continue_()))
+    page.get_by_role("button", name="Abort").click()
+    expect(page.get_by_role("alertdialog").get_by_role("button", name="Cancel")).to_be_focused()
+    with page.expect_response("**/api/campaign?*"):
+        leave(page)
+    expect(page.get_by_role("alertdialog")).to_be_hidden()
+    expect(page.get_by_role("button", name="Abort")).to_be_focused()
+    expect(page.get_by_test_id("status")).to_have_text("paused")
+    assert (changes, ledger.campaign("release").status) == ([], "paused")
+
+
+def test_an_abort_that_is_confirmed_is_done_and_said(page, server, ledger):
+    page.goto(f"{server.page}/?campaign=release")
+    page.get_by_role("button", name="Abort").click()
+    page.get_by_role("alertdialog").get_by_role("button", name="Abort campaign").click()
+    expect(page.get_by_role("status")).to_have_text("Aborted. Campaign release is aborted.")
+    expect(page.get_by_test_id("status")).to_have_text("aborted")
+    assert ledger.campaign("release").status == "aborted"
+
+
+@pytest.mark.parametrize(("user", "offered"), [("vera", 0), ("uma", 2)])
+def test_who_may_only_look_is_offered_no_change(page_of, server, user, offered):
+    page = page_of(user)
+    for campaign in ("release", "paused"):
+        page.goto(f"{server.page}/?campaign={campaign}")
+        expect(page.get_by_test_id("sent")).to_have_text("8")
+        expect(page.get_by_role("button", name=re.compile("Pause|Resume|Abort"))).to_have_count(offered)
+
+
 def test_after_a_change_the_focus_is_on_the_way_back(page, server):
     page.goto(f"{server.page}/?campaign=release")
     page.get_by_role("button", name="Pause").press("Enter")
@@ -206,6 +264,103 @@ def test_the_next_doubts_are_shown_though_figures_are_still_being_counted(page, 
     page.get_by_role("button", name="Next recipients").click()
     expect(where).to_have_text(re.compile("26.40 of 40"))
     expect(page.get_by_test_id("doubt")).to_have_count(15)
+
+
+def test_the_keyboard_reaches_the_search_and_each_campaign_and_opens_it(page, server):
+    page.goto(f"{server.page}/")
+    rows = page.get_by_test_id("campaign-row")
+    expect(rows).to_have_count(4)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the campaigns")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("searchbox", name="Search campaigns")).to_be_focused()
+    page.keyboard.type("announce")
+    page.keyboard.press("Enter")
+    expect(rows).to_have_count(2)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("combobox", name="Status")).to_be_focused()
+    for campaign in ("release", "paused"):
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name=campaign, exact=True)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="paused", exact=True)).to_be_visible()
+
+
+def test_what_comes_from_visitors_and_authors_is_shown_as_text(page, server, make_campaign, evil):
+    make_campaign("doubtful", visitors=1, sent=0, failed=0, doubts=1)
+    page.goto(f"{server.page}/?campaign=doubtful")
+    expect(page.get_by_test_id("doubt").locator("td").first).to_have_text(evil)
+    expect(page.get_by_test_id("texts").get_by_text("<script>alert('text')</script>")).to_be_visible()
+    expect(page.locator("img, article script")).to_have_count(0)
+
+
+def test_a_ledger_that_is_not_there_is_told_with_every_way_out(page, server):
+    for file in server.home.glob("sib_ledger.db*"):
+        file.unlink()
+    page.goto(f"{server.page}/")
+    problem = page.get_by_test_id("problem")
+    expect(problem.get_by_role("heading", name="There is no ledger here yet")).to_be_visible()
+    expect(problem).to_contain_text(str(server.ledger_file))
+    expect(problem.get_by_role("listitem")).to_have_text(
+        [re.compile("If no campaign was sent yet"), re.compile("Set .sib. ledger_conn_id")]
+    )
+    expect(page.get_by_role("heading", name="Brevo campaigns")).to_be_hidden()
+
+
+@pytest.fixture
+def framed(page, server):
+    """Open the page in Airflow's frame."""
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(f"{server.root}/air/plugin/brevo-campaigns")
+    return page.frame_locator("iframe")
+
+
+def test_a_dag_is_opened_in_airflow_and_not_in_its_frame(page, server, framed):
+    framed.get_by_role("link", name="release", exact=True).click()
+    framed.get_by_role("link", name="Open DAG announce").first.click()
+    expect(page).to_have_url(f"{server.root}/air/dags/announce", timeout=PATIENCE_MS)
+
+
+def is_dark(page):
+    """Wait until it is."""
+    expect(page.locator("html")).to_have_css("color-scheme", "dark")
+    expect(page.locator("body")).not_to_have_css("background-color", "rgb(255, 255, 255)")
+
+
+def is_light(page):
+    """Wait until it is."""
+    expect(page.locator("html")).to_have_css("color-scheme", "light")
+    expect(page.locator("body")).to_have_css("background-color", "rgb(255, 255, 255)")
+
+
+def test_it_is_dark_or_light_as_airflow_is_and_else_as_the_system(page, server):
+    page.emulate_media(color_scheme="dark")
+    page.goto(f"{server.page}/")
+    is_dark(page)
+    page.emulate_media(color_scheme="light")
+    is_light(page)
+    airflow = page.context.new_page()  # of the same origin: what it chooses is told there at once
+    airflow.goto(f"{server.root}/air/")
+    airflow.evaluate("localStorage.setItem('theme', 'dark')")
+    is_dark(page)
+    page.reload()
+    is_dark(page)
+    page.emulate_media(color_scheme="dark")
+    airflow.evaluate("localStorage.setItem('theme', 'light')")
+    is_light(page)
+    page.reload()
+    is_light(page)
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_in_airflows_frame_it_is_dark_or_light_with_airflow(page, server, theme):
+    page.add_init_script(f"localStorage.setItem('theme', '{theme}')")
+    page.emulate_media(color_scheme="light" if theme == "dark" else "dark")
+    page.goto(f"{server.root}/air/plugin/brevo-campaigns")
+    frame = page.frame_locator("iframe")
+    expect(frame.get_by_test_id("campaign-row")).to_have_count(4, timeout=PATIENCE_MS)
+    expect(page.locator("html")).to_have_class(re.compile(rf"\b{theme}\b"))
+    {"dark": is_dark, "light": is_light}[theme](frame)
 
 
 def answer(body, route):
