@@ -5,17 +5,31 @@ All that is seen is invented. What else it makes is below ``.browser/``.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
+import time
+from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from playwright.sync_api import FrameLocator, expect
 
+from airflow_provider_sib.campaign.announcement import Announcement, Enroller
+from airflow_provider_sib.campaign.audience import Row
+from airflow_provider_sib.campaign.engine import BUCKET, enrol, open_campaign
+from airflow_provider_sib.campaign.ledger import Cycle, Quota, QuotaUse, Result, State
+from airflow_provider_sib.campaign.report import RESERVE
+from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 from browser import WIDTH, AirflowPages, chromium
 from trial import API_KEY, REPOSITORY, Trial, TrialError, call, visitors
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from playwright.sync_api import Browser, Page
+
+    from airflow_provider_sib.campaign.ledger import Delivery
 
 IMAGES = REPOSITORY / "docs" / "images"
 CONN_ID = "sib_conversations_default"
@@ -27,6 +41,21 @@ MOST_BYTES = 200_000
 QUOTA, HOUR_SECONDS = 100, 3600
 SLOWLY = {"kind": "latency", "seconds": 8}
 CAMPAIGN_MS = 600_000
+# The calls that the campaign of hours made in each hour of Brevo's, by the minutes since it began to. The last hour
+# began 38 minutes ago; in one, others used the key.
+HOURS = {251: 90, 218: 90, 158: 52, 98: 90, 38: 90}
+MINUTES_LEFT = 22
+VARIANTS = {
+    "short": {
+        "en": "Hi [[ visitor.first_name ]]! The autumn release is here. Reload the page to get it.",
+        "fr": "Bonjour [[ visitor.first_name ]] ! La version d'automne est là. Rechargez la page.",
+    },
+    "news": {
+        "en": "Hi [[ visitor.first_name ]]! The autumn release is here: dark mode, and exports of any size.",
+        "fr": "Bonjour [[ visitor.first_name ]] ! La version d'automne : mode sombre et exports sans limite.",
+        "de": "Hallo [[ visitor.first_name ]]! Die Herbstversion: dunkles Design und Exporte jeder Größe.",
+    },
+}
 
 
 def shoot(page: Page, name: str, *, height: int) -> None:
@@ -64,6 +93,7 @@ class Pictures:
         self.connection()
         self.one_campaign()
         self.several_campaigns()
+        self.campaign_of_hours()
 
     def connection(self) -> None:
         """Fill in the connection's form, save it, and press Test."""
@@ -115,6 +145,16 @@ class Pictures:
             expect(window.open_campaigns().get_by_test_id("campaign-row")).to_have_count(3)
             shoot(window.page, f"campaigns-{theme}", height=360)
 
+    def campaign_of_hours(self) -> None:
+        """Look at a campaign that began hours ago, by itself and in full length; it is written for the picture."""
+        write_hours(self._trial.home / "sib_ledger.db", "autumn")
+        pages = self._window()
+        pages.open("/sib/?campaign=autumn")
+        page = pages.page
+        expect(page.get_by_test_id("chart").locator("polyline.allowed")).to_be_visible()
+        expect(page.get_by_test_id("doubt").first).to_be_visible()
+        shoot(page, "campaign-hours", height=page.evaluate("document.documentElement.scrollHeight"))
+
     def _window(self, theme: Literal["light", "dark"] = "light") -> AirflowPages:
         context = self._browser.new_context(viewport={"width": WIDTH, "height": 900}, color_scheme=theme)
         # Airflow's own choice counts before the browser's.
@@ -130,6 +170,58 @@ def has_sent(campaign: FrameLocator, figure: str) -> None:
     :param figure: a pattern.
     """
     expect(campaign.get_by_test_id("sent")).to_have_text(re.compile(f"^{figure}$"), timeout=CAMPAIGN_MS)
+
+
+def write_hours(file: Path, campaign_id: str) -> None:
+    """Write a campaign that began in the middle of one of Brevo's hours, and waits for the next hour.
+
+    :param file: of the ledger.
+    """
+    now = time.time()
+    clock = [now - 60 * next(iter(HOURS))]
+    reset_at_ms = round((now + 60 * MINUTES_LEFT) * 1000)
+
+    def told(quota: Quota, _: int) -> tuple[Quota, int]:
+        return Quota(limit=QUOTA, remaining=RESERVE, reset_at_ms=reset_at_ms, holders=quota.holders), QUOTA
+
+    def fate(row: Delivery) -> Result:
+        if row.rank % 47 == 0:
+            return Result(row.rank, row.claim, State.FAILED, reason="http_404")
+        if row.rank % 97 == 0:
+            return Result(row.rank, row.claim, State.IN_DOUBT, reason="no_answer")
+        return Result(row.rank, row.claim, State.SENT, f"m{row.rank}")
+
+    people = visitors()
+    rows = [
+        Row(hashlib.sha256(str(number).encode()).hexdigest()[:24], person, locale=person["locale"])
+        for number, person in enumerate(people * 9)
+    ]
+    announcement = Announcement(variants=VARIANTS)
+    with closing(SqlLedger(f"sqlite:///{file}", clock=lambda: clock[0])) as ledger:
+        open_campaign(
+            ledger,
+            campaign_id,
+            binding={"host": "https://api.brevo.com/v3", "connection": "brevo"},
+            announcement=announcement,
+            settings={
+                "dag_id": DAG_ID,
+                "task_id": TASK_ID,
+                "reserve": RESERVE,
+                "audience": "CsvAudience('s3://customers/visitors.csv')",
+                "holdout": "0.05",
+            },
+        )
+        ledger.suppress([row.visitor_id for row in rows[::60]], "bounced")
+        enroller = Enroller(campaign_id, announcement, once_per="visitor_id", holdout=0.05)
+        enrol(ledger, campaign_id, rows, enroller)
+        for minutes_ago, calls in HOURS.items():
+            for begun in range(0, calls, 15):
+                clock[0] = now - 60 * minutes_ago + 8 * begun
+                use = QuotaUse("brevo", BUCKET, "picture", 0, min(15, calls - begun), 60, told)
+                results = [fate(row) for row in ledger.cycle(Cycle(campaign_id, use, 60)).claimed]
+                clock[0] += 60
+                use = replace(use, wanted=0)
+                ledger.cycle(Cycle(campaign_id, use, 60, results=results, next_wake_ms=reset_at_ms))
 
 
 def main() -> int:
