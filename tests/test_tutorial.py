@@ -18,11 +18,15 @@ REPOSITORY = Path(__file__).parent.parent
 PAGE = (REPOSITORY / "docs" / "tutorial.md").read_text()
 LONGEST_SECONDS = 1800  # it takes a minute or two where nothing else is going on
 
-# Asks the sandbox for all messages, and prints them in one line that begins with what was shown last.
+# Asks the sandbox for all messages, and prints them in one line that begins with what was shown last. Then waits for
+# the end of the sandbox's hour, so that the next section begins with a whole one, however fast this machine is.
 LOOK = """python - "$1" <<'EOF'
-import sys, urllib.request
-messages = urllib.request.urlopen("http://127.0.0.1:8090/_sandbox/messages").read().decode()
-print("SEEN", sys.argv[1], messages)
+import json, sys, time, urllib.request
+def get(what):
+    return urllib.request.urlopen("http://127.0.0.1:8090/_sandbox/" + what).read().decode()
+print("SEEN", sys.argv[1], get("messages"))
+while json.loads(get("state"))["quota"]["is_open"]:
+    time.sleep(0.2)
 EOF"""
 
 
