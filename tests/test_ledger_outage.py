@@ -158,7 +158,7 @@ class TestAtItsEnd:
 
     def test_a_task_is_deferred_as_it_meant_to_be(self, gate, sib_sandbox):
         with pytest.raises(TaskDeferred) as deferred:
-            come_to_an_end(gate, lambda task: task._defer(Wait("quota", 100.0, 1_900_000_000_000), None))
+            come_to_an_end(gate, lambda task: task._defer(Wait("quota", 100.0, 1_900_000_000_000), before={}))
         assert deferred.value.trigger.until == 1_900_000_000
 
 
