@@ -130,8 +130,9 @@ def first_message(ledger: SqlLedger) -> float:
 
 
 def settle(ledger: SqlLedger, rows: int, campaign: str) -> None:
-    """Send to so many more, quickly, so that an audience is half sent or nearly done."""
-    with ledger._database.engine.connect() as conn:  # noqa: SLF001 - a state that takes hours to reach
+    """Send to so many more, quickly, so that an audience is half sent or nearly done; a server tidies up meanwhile."""
+    engine = ledger._database.engine  # noqa: SLF001 - a state that takes hours to reach
+    with engine.connect() as conn:
         conn.exec_driver_sql(
             "UPDATE sib_delivery SET state = 2, claim = 1, message = 'm', revision = 1 WHERE state = 0"
             f" AND part = (SELECT part FROM sib_campaign WHERE campaign = '{campaign}') AND seq <="
@@ -140,6 +141,9 @@ def settle(ledger: SqlLedger, rows: int, campaign: str) -> None:
             f" ORDER BY seq LIMIT 1 OFFSET {rows - 1}) t)"
         )
         conn.commit()
+    if freshen := FRESHEN.get(ledger._database.dialect.name):  # noqa: SLF001
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.exec_driver_sql(freshen)
 
 
 def cycles(rows: int, url: str) -> Iterator[tuple[str, float]]:
