@@ -36,8 +36,9 @@ from airflow_provider_sib.campaign.ledger import (
     Result,
     State,
     Text,
+    UnknownCampaign,
 )
-from airflow_provider_sib.campaign.sql_ledger import PATIENCE_SECONDS, SqlLedger, network_disk
+from airflow_provider_sib.campaign.sql_ledger import PATIENCE_SECONDS, SqlLedger, campaigns, network_disk
 from airflow_provider_sib.campaign.sql_ledger.database import is_deadlock
 
 from .conftest import make_database
@@ -425,6 +426,21 @@ def test_a_purged_campaign_leaves_no_row_behind(sql_house: House) -> None:
     with sa.create_engine(sql_house.url, future=True, poolclass=NullPool).begin() as conn:
         for table in ("campaign", "text", "part", "delivery", "message", "suppress", "touch"):
             assert conn.exec_driver_sql(f"SELECT COUNT(*) FROM sib_{table}").scalar_one() == 0, table
+
+
+def test_a_campaign_that_is_purged_while_it_is_counted_is_unknown(server_house: House) -> None:
+    ledger, other = server_house.open(), server_house.open()
+    audience(ledger, people(*range(3)))
+    cycle(ledger, 1)
+    ledger.set_status("c", CampaignStatus.ABORTED)
+
+    def purge(*_: Any) -> None:
+        # Cut short: the campaign is gone, and its rows are not yet.
+        assert other._database.write(lambda tx: campaigns.purge(tx, "c")) is None  # type: ignore[attr-defined]
+
+    sa.event.listen(engine_of(ledger), "after_cursor_execute", purge, once=True)
+    with pytest.raises(UnknownCampaign):
+        ledger.counts("c")
 
 
 def test_a_purge_while_the_claims_are_counted_takes_none_away(server_house: House) -> None:

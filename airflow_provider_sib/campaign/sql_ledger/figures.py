@@ -6,7 +6,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_provider_sib.campaign.ledger import CHARTED, Backlog, Counts, Delivery, Moment, Share, State
+from airflow_provider_sib.campaign.ledger import (
+    CHARTED,
+    Backlog,
+    Counts,
+    Delivery,
+    Moment,
+    Share,
+    State,
+    UnknownCampaign,
+)
 from airflow_provider_sib.campaign.sql_ledger import books, deliveries
 
 if TYPE_CHECKING:
@@ -50,6 +59,8 @@ def counts(tx: Transaction, campaign_id: str) -> Counts:
     )
     by_state = {State(state): count for state, count, _ in rows}
     total = rows[0][2] if rows else book.campaign.total
+    if total is None:  # it was purged since the statement before
+        raise UnknownCampaign(campaign_id)
     if left := total - sum(by_state.values()):
         by_state[most] = left
     if limit is not None:
