@@ -75,6 +75,8 @@ class Worker:
     answered: list[Outcome] = field(default_factory=list)
     is_blind: bool = False
     """Its ledger did not answer: it may have claimed rows that it doesn't know of."""
+    unsure: set[int] = field(default_factory=set)
+    """Claims of such rows: it alone may take them up, and their lease anew with them."""
 
 
 class Campaigning(RuleBasedStateMachine):
@@ -104,6 +106,7 @@ class Campaigning(RuleBasedStateMachine):
         self.licensed: Counter[int] = Counter()
         self.by_hand: set[int] = set()
         self.before: dict[int, Delivery] = {}
+        self.taken_up: set[int] = set()
         self.orphans = 0
         self.announcement = Announcement("Hello [[ visitor.name ]]")
         open_campaign(self.ledger, "c", binding=BINDING, announcement=self.announcement, each_run=each_run)
@@ -158,13 +161,15 @@ class Campaigning(RuleBasedStateMachine):
 
     def work(self, worker: Worker, *, gone: bool = False) -> Any:
         self.tell(worker)
+        known = self.claims()
         try:
             with self.unsure_commits() if gone else nullcontext():
                 step = worker.engine.next()
         except LedgerUnavailable:
             worker.is_blind = True
+            worker.unsure |= self.claims() - known
             return None
-        worker.is_blind = False
+        self.sees_again(worker)
         if isinstance(step, Send):
             posts = {request.rank for request in step.requests if isinstance(request, Post)}
             assert posts <= self.ranks(State.SENDING), "no intent was recorded before the request"
@@ -172,6 +177,11 @@ class Campaigning(RuleBasedStateMachine):
             worker.begin_by.update(dict.fromkeys(step.requests, step.begin_by))
         assert len(worker.handed) <= worker.most
         return step
+
+    def sees_again(self, worker: Worker) -> None:
+        worker.is_blind = False
+        self.taken_up |= worker.unsure
+        worker.unsure = set()
 
     def tell(self, worker: Worker) -> None:
         for outcome in worker.answered:
@@ -242,7 +252,7 @@ class Campaigning(RuleBasedStateMachine):
         worker.handed = []
         self.tell(worker)
         worker.engine.leave()
-        worker.is_blind = False
+        self.sees_again(worker)
         if isinstance(worker.engine, SendEngine):
             assert worker.engine.unrecorded() == []
 
@@ -350,6 +360,9 @@ class Campaigning(RuleBasedStateMachine):
     def rows(self, state: State) -> list[Delivery]:
         return list(self.ledger.deliveries("c", states=[state]))
 
+    def claims(self) -> set[int]:
+        return {row.claim for row in self.rows(State.SENDING)}
+
     def ranks(self, state: State) -> set[int]:
         return {row.rank for row in self.rows(state)}
 
@@ -359,13 +372,17 @@ class Campaigning(RuleBasedStateMachine):
             return
         now = {row.rank: row for row in self.ledger.deliveries("c")}
         assert now.keys() == self.persons.keys()
+        # A worker that is blind once more may have renewed its own lease, too.
+        taken_up = self.taken_up.union(*(worker.unsure for worker in self.workers))
         for rank, row in now.items():
             was = self.before.get(rank)
             if was is not None:
                 assert row.state is was.state or row.state in self.edges(was.state), (was, row)
-                # A sender that takes up its own claim, whose commit it was not sure of, takes its lease anew.
-                assert row.claim != was.claim or (row.lease_until_ms or 0) >= (was.lease_until_ms or 0)
-        self.before = now
+                if row.claim == was.claim and row.claim in taken_up:
+                    assert row.lease_until_ms >= was.lease_until_ms
+                else:
+                    assert row.claim != was.claim or row.lease_until_ms == was.lease_until_ms
+        self.before, self.taken_up = now, set()
         counted = Counter(row.state for row in now.values())
         assert self.ledger.counts("c").by_state == counted
         told = report(self.ledger, "c")
