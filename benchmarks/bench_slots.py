@@ -76,7 +76,7 @@ def until(what: str, seconds: float, there: object) -> None:
     while not there():  # type: ignore[operator]  # a function
         if time.monotonic() > end:
             raise SystemExit(f"{what} within {seconds:g} s: no")
-        time.sleep(0.5)
+        time.sleep(0.5)  # between two looks
 
 
 def measure(home: Path) -> dict[str, float]:

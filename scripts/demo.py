@@ -148,7 +148,7 @@ class Demo:
                     f"{last_lines(log)}"
                 )
             self.follow()
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # between two looks
         self.follow()
 
     def follow(self) -> None:
@@ -325,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
                 demo.invite()
                 while True:
                     demo.follow()
-                    time.sleep(POLL_SECONDS)
+                    time.sleep(POLL_SECONDS)  # between two looks
     except TrialError as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
         return 1

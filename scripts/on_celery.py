@@ -147,7 +147,7 @@ class LedgerServer:
                 raise TrialError(
                     f"The ledger's server did not start:\n{last_lines(HOME / 'logs' / 'ledger.log')}"
                 )
-            time.sleep(0.1)
+            time.sleep(0.1)  # between two looks
 
     def crash(self) -> None:
         """Stop it at once, without a checkpoint: it has to recover at its next start."""
@@ -537,7 +537,7 @@ class OnCelery:
             if waited > most_seconds:
                 raise TrialError(f"{what}: not within {most_seconds:.0f} s. {self._task_says()}")
             self.screen.progress(f"  waiting for {what}: {self._standing() if self._run else 'starting'}")
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # between two looks
         return found
 
     def _look(self, run: Run) -> None:

@@ -137,7 +137,7 @@ class Processes:
                 self._send(
                     signal.SIGKILL
                 )  # again and again: a process may start others while it is looked for
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two looks
         for process in self._started:
             process.poll()
         if left:
@@ -544,7 +544,7 @@ class Trial:
                     f"{name.capitalize()} is not up after {waited:.0f} s. {self._log_says(name)}"
                 )
             self._tell(f"  {name}: starting, {waited:.0f} s")
-            time.sleep(0.1 if name == "sandbox" else POLL_SECONDS)
+            time.sleep(0.1 if name == "sandbox" else POLL_SECONDS)  # between two looks
 
     def wait_for_dag(self, dag_id: str) -> None:
         """Wait until Airflow has read a DAG.

@@ -329,7 +329,7 @@ class TestWaiting:
         deadline = time.monotonic() + 20
         while not sandbox.messages():
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.01)  # between two looks
         began = time.monotonic()
         operator.on_kill()
         thread.join(20)

@@ -245,7 +245,7 @@ class TestInterrupt:
         def interrupt_when_stored():
             deadline = time.monotonic() + 10
             while len(sandbox.messages()) < 2 and time.monotonic() < deadline:
-                time.sleep(0.01)
+                time.sleep(0.01)  # between two looks
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=interrupt_when_stored, daemon=True).start()

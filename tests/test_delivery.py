@@ -98,7 +98,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it never came true"
-        time.sleep(0.005)
+        time.sleep(0.005)  # between two looks
 
 
 def test_everybody_is_reached_once_and_the_ledger_knows_each_message(ledger: SqlLedger, sandbox: Any) -> None:
@@ -294,7 +294,7 @@ def test_answers_are_read_while_the_progress_takes_its_time(ledger: SqlLedger, s
 
     def progress(*_: Any) -> None:
         told.append(threading.get_ident())
-        time.sleep(8.0 * (len(told) == 1))
+        time.sleep(8.0 * (len(told) == 1))  # what takes its time, far beyond an answer's
 
     run = courier(begun(ledger, 48), sandbox, timeout_seconds=4.0, progress=progress, progress_seconds=1.0)
     assert run.run() == Done()

@@ -786,7 +786,7 @@ class Campaigning:
             until = uptime() + 60
             while self.sent() < after:
                 assert uptime() < until
-                time.sleep(0.002)
+                time.sleep(0.002)  # between two looks
             act()
 
         thread = threading.Thread(target=wait_and_act)
@@ -891,7 +891,7 @@ async def test_a_clock_that_jumps_back_while_a_campaign_is_deferred_puts_it_off(
     trigger = triggers.CampaignTrigger("c", "ledger", ledger.identity().ledger_id, until)
     set_back(3600)
     deferred = asyncio.create_task(event_of(trigger))
-    await asyncio.sleep(until + 0.5 - time.time())
+    await asyncio.sleep(until + 0.5 - time.time())  # past the moment at which it would have woken
     assert not deferred.done()
     set_back(0)  # as if the hour had passed
     assert await deferred == {"woken_by": "moment"}
@@ -965,7 +965,7 @@ def test_a_full_disk_that_is_cleared_in_time_costs_nothing(campaigning):
         until = uptime() + 30
         while uptime() < until and campaigning.sent() != seen:
             seen = campaigning.sent()
-            time.sleep(0.5)
+            time.sleep(0.5)  # sending has stopped for the full disk when nothing was sent meanwhile
         try:
             campaigning.ledger.suppress([f"x{n}" for n in range(2000)], "asked")
         except LedgerUnavailable as error:

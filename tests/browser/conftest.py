@@ -27,6 +27,7 @@ PYTHON = Path(os.environ.get("SIB_AIRFLOW_PYTHON", sys.executable))
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
+        # In CI a failure, by tests/conftest.py, as every skip.
         pytest.skip("the tests in the browser need Chromium on the PATH; on Debian: apt-get install chromium")
     with chromium() as started:
         yield started

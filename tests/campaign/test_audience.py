@@ -453,6 +453,7 @@ def psycopg2_connection():
     try:
         return psycopg2.connect(host="127.0.0.1", user="root", dbname="test", connect_timeout=3)
     except psycopg2.OperationalError:
+        # In CI a failure, by tests/conftest.py, as every skip.
         pytest.skip("no PostgreSQL answers at 127.0.0.1")
 
 
@@ -460,6 +461,7 @@ def pymysql_connection():
     try:
         return pymysql.connect(host="127.0.0.1", user="root", database="test", connect_timeout=3)
     except pymysql.err.OperationalError:
+        # In CI a failure, by tests/conftest.py, as every skip.
         pytest.skip("no MariaDB answers at 127.0.0.1")
 
 

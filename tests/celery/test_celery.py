@@ -97,7 +97,7 @@ def test_told_to_end_it_leaves_no_process(ended):
         while b"worker" not in b"".join(command for _, command in left()):
             assert script.poll() is None
             assert time.monotonic() < until
-            time.sleep(0.5)
+            time.sleep(0.5)  # between two looks
         os.kill(script.pid, signal.SIGINT)
         assert script.wait(120) == 128 + signal.SIGINT
     assert left() == []

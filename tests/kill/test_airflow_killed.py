@@ -37,7 +37,7 @@ def wait_for(condition, *, seconds, demo):
     while not (found := condition()):
         assert demo.poll() is None, "the demo has ended"
         assert time.monotonic() < ended_at, f"not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks
     return found
 
 

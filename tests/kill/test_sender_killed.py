@@ -59,7 +59,9 @@ def test_killed_at_random_times_in_mid_sending(ledger_url):
                 before, deadline = sent(), time.monotonic() + 600
                 while process.poll() is None and (sent() <= before or sent() < goal):
                     assert time.monotonic() < deadline
-                    time.sleep(choose.random() / 200)
+                    time.sleep(
+                        choose.random() / 200
+                    )  # between two looks; at random, so that no step is spared
             kills += process.returncode < 0
         with killed(start()) as last:
             assert last.wait(900) == 0

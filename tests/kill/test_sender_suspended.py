@@ -39,7 +39,7 @@ def test_a_sender_that_wakes_after_its_lease_writes_to_nobody_again(ledger_url):
             deadline = time.monotonic() + 300
             while sandbox.counts()["messages"] < VISITORS / 10:
                 assert time.monotonic() < deadline
-                time.sleep(0.003)
+                time.sleep(0.003)  # between two looks
             suspended.send_signal(signal.SIGSTOP)
             try:
                 sandbox.clear_faults()

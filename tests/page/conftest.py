@@ -103,7 +103,7 @@ def server(airflow_db, tmp_path_factory):
                 if requests.get(f"{started.page}/", timeout=30).ok:
                     break
             except requests.ConnectionError:
-                time.sleep(0.2)
+                time.sleep(0.2)  # between two looks
         yield started
     finally:
         process.terminate()

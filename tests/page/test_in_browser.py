@@ -22,6 +22,7 @@ HASTY = "const wait = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
+        # In CI a failure, by tests/conftest.py, as every skip.
         pytest.skip("the tests in the browser need Chromium on the PATH; on Debian: apt-get install chromium")
     with chromium() as started:
         yield started

@@ -396,7 +396,7 @@ class _Watch:
 
     def _watch(self) -> None:
         while True:
-            time.sleep(min(1.0, self._seconds / 4))  # how late it may notice
+            time.sleep(min(1.0, self._seconds / 4))  # between two looks; so late it may notice a silence
             for deadline, held in list(self._under_way.values()):
                 if time.monotonic() >= deadline:
                     _hang_up(held)
