@@ -26,7 +26,7 @@ browser: setup ## the tests in the browser alone (SIB_AIRFLOW_PYTHON=… names a
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
 kill: setup ## the long tests: a sender killed 200 times in mid-sending (KILLS=…), Airflow killed in its campaign
-	SIB_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -m slow --ignore tests/celery $(ARGS)
+	SIB_KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -s -m slow --ignore tests/celery $(ARGS)
 
 celery: setup ## a campaign on Celery, whose worker, triggerer and ledger fail; PostgreSQL and Redis must run here
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --group celery

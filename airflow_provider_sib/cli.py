@@ -282,8 +282,8 @@ def _pause(hook: CampaignHook, options: argparse.Namespace, out: IO[str]) -> int
 def _resume(hook: CampaignHook, options: argparse.Namespace, out: IO[str]) -> int:
     hook.resume(options.campaign_id)
     print(
-        f"Campaign {options.campaign_id!r} is running: its deferred task goes on within seconds; where that has "
-        "ended, clear it, or run the DAG.",
+        f"Campaign {options.campaign_id!r} is running: a task that is deferred since it was paused goes on within "
+        "seconds, one that waits for a moment then; where it has ended, clear it, or run the DAG.",
         file=out,
     )
     return 0
@@ -447,9 +447,7 @@ class _View:
         self.campaign = hook.ledger.campaign(campaign_id)
         self.report: Report = hook.report(campaign_id)
         self.place = hook.place
-        granted = hook.quota(campaign_id)
-        self.now_ms = granted.now_ms
-        self.quota = granted.quota
+        self.quota = hook.quota(campaign_id)
 
     @property
     def is_over(self) -> bool:
@@ -462,11 +460,11 @@ class _View:
     @property
     def seconds_left(self) -> float | None:
         """How long the quota makes it last at least; None where nobody knows."""
-        return seconds_left(self.campaign, self.report.due, self.quota, self.now_ms)
+        return seconds_left(self.campaign, self.report.due, self.quota, self.report.at_ms)
 
     @property
     def _seconds_until_reset(self) -> float | None:
-        return seconds_until_reset(self.quota, self.now_ms)
+        return seconds_until_reset(self.quota, self.report.at_ms)
 
     def as_dict(self) -> dict[str, Json]:
         """Give all of it as plain JSON."""

@@ -177,9 +177,5 @@ class CampaignSensor(BaseSensorOperator):
             report.status,
             report.settled_share * 100,
         )
-        done = (
-            report.status != CampaignStatus.PAUSED
-            and report.enrolled_at_ms is not None
-            and report.settled_share >= self.settled_share
-        )
+        done = report.status != CampaignStatus.PAUSED and report.settled_share >= self.settled_share
         return PokeReturnValue(is_done=done, xcom_value=report.as_dict())

@@ -210,17 +210,16 @@ def main() -> None:
         server.join()
         found[name] = {loop: round(max(figures), 1) for loop, figures in rounds.items()}
     columns = (("brevo-python", 14), ("bare aiohttp", 14), ("operator", 11), ("campaign", 11))
-    print(
-        f"{'messages a second':<32}{''.join(f'{name:>{width}}' for name, width in columns)}  campaign's share"
-    )
+    print(f"{'messages a second':<32}{''.join(f'{name:>{width}}' for name, width in columns)}  shares")
     for name, figures in found.items():
         cells = "".join(
             f"{figures[loop]:>{width},.0f}" if loop in figures else f"{'':>{width}}"
             for loop, width in columns
         )
         shares = ", ".join(
-            f"{figures['campaign'] / figure:.2f} x {loop}"
-            for loop, figure in figures.items()
+            f"{figures[ours] / figures[loop]:.2f} x {loop} ({ours})"
+            for ours in ("operator", "campaign")
+            for loop in figures
             if loop not in ("campaign", "operator")
         )
         print(f"{name:<32}{cells}  {shares}")

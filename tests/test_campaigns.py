@@ -873,13 +873,15 @@ class TestResult:
 
     def test_a_rehearsal_changes_nothing_and_tells_everything(self, run, sandbox, campaigns, logged):
         audience = [*rows(9), {"visitor_id": "", "first_name": "Eve"}, {"visitor_id": "zoe"}]
-        assert run(lambda: send(audience=audience, dry_run="True", holdout=0.2)) == SUCCESS
+        rehearsal = {"dry_run": "True", "holdout": 0.2, "suppress": rows(4), "max_bad_rows": 2}
+        assert run(lambda: send(audience=audience, **rehearsal)) == SUCCESS
         said = logged()
         assert "Line 10" in said
         assert "Line 11" in said
         assert "11 rows: 9 usable" in said
         assert "2 unusable" in said
         assert "hours at 100 calls an hour" in said
+        assert "`suppress` leaves out up to 4 of them" in said
         assert sandbox.state()["requests"]["total"] == 0
         assert campaigns.list() == []
 
@@ -908,6 +910,9 @@ class TestResult:
             {"max_in_flight": 0},
             {"not_after": "tomorrow"},
             {"holdout": 1},
+            {"suppress": [*rows(2), {"visitor_id": ""}]},
+            {"suppress": "nowhere.csv"},
+            {"audience": [*rows(2), {"visitor_id": ""}]},
         ],
     )
     def test_a_rehearsal_refuses_what_a_real_run_does(self, wrong):

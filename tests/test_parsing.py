@@ -13,7 +13,7 @@ CODE = """
 import json, sys, time
 from airflow.sdk import DAG, BaseOperator
 before = set(sys.modules)
-import airflow_provider_sib.{module}
+from airflow_provider_sib.{module} import *
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
 

@@ -18,7 +18,8 @@ from airflow_provider_sib.campaign.ledger import Pace, Quota
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-HOUR_SECONDS = 3600.0
+HOUR_MS = 3_600_000
+"""Length of a window, where no header tells when it ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +29,12 @@ class Rate:
     :param reserve: requests of each window that are left to others; one request of a window is always used,
         however large the reserve.
     :param requests_per_hour: the limit where Brevo's headers don't tell it; None: one request at a time.
-    :param window_seconds: length of a window where no header tells when it ends.
     :param jitter_seconds: how much later than others this process comes back to a new window; drawn once,
         from 0 to 1.
     """
 
     reserve: int = 10
     requests_per_hour: int | None = None
-    window_seconds: float = HOUR_SECONDS
     jitter_seconds: float = 0.0
 
     def kept_back(self, limit: int | None) -> int:
@@ -106,7 +105,7 @@ def pace(
     seen = tuple(seen)
 
     def apply(quota: Quota, now_ms: int) -> tuple[Quota, int]:
-        quota = _sane(quota, rate, now_ms)
+        quota = _sane(quota, now_ms)
         for one in seen:
             quota = _observed(quota, one, rate, now_ms)
         if seen and quota.probe == holder:
@@ -140,9 +139,9 @@ def opening(quota: Quota, now_ms: int, *, rate: Rate) -> Opening:
     return Opening(rate.shut_until_ms(quota.reset_at_ms or now_ms), Closed.QUOTA)
 
 
-def _sane(quota: Quota, rate: Rate, now_ms: int) -> Quota:
+def _sane(quota: Quota, now_ms: int) -> Quota:
     """Forget a quota that a jump of the ledger's clock, or a longer hour than there is, has put out of reach."""
-    latest = now_ms + round(max(rate.window_seconds, HOUR_SECONDS) * 1000) + 5000
+    latest = now_ms + HOUR_MS + 5000
     if (quota.window_at_ms or 0) > now_ms + 5000 or (quota.reset_at_ms or 0) > latest:
         return Quota(limit=quota.limit, holders=quota.holders)
     return quota
@@ -176,7 +175,7 @@ def _observed(quota: Quota, seen: Seen, rate: Rate, now_ms: int) -> Quota:
         # It began before the window that is being learnt, and tells about the one before.
         return quota
     limit = seen.limit or quota.limit or rate.requests_per_hour
-    by_length = window_at_ms + round(rate.window_seconds * 1000)
+    by_length = window_at_ms + HOUR_MS
     reset_at_ms = by_length
     if seen.reset_in_seconds is not None:
         reset_at_ms = ended_ms + round(seen.reset_in_seconds * 1000)
@@ -210,7 +209,6 @@ def _observed(quota: Quota, seen: Seen, rate: Rate, now_ms: int) -> Quota:
         limit=limit,
         remaining=remaining,
         reset_at_ms=None if remaining is None else reset_at_ms,
-        seen_at_ms=quota.seen_at_ms if seen.remaining is None else ended_ms,
         window_at_ms=window_at_ms,
         probe=quota.probe,
         probe_until_ms=quota.probe_until_ms,
@@ -224,4 +222,4 @@ def _no_trickle(remaining: int, reset_at_ms: int, limit: int, rate: Rate, ended_
     missing = min(limit // 10, usable - 1) - (remaining - rate.kept_back(limit))
     if missing <= 0:
         return remaining, reset_at_ms
-    return 0, max(reset_at_ms, ended_ms + round(missing / limit * rate.window_seconds * 1000))
+    return 0, max(reset_at_ms, ended_ms + round(missing / limit * HOUR_MS))

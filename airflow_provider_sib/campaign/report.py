@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from airflow_provider_sib.campaign.ledger import (
     Campaign,
     CampaignStatus,
+    Counts,
     Json,
     Ledger,
     Quota,
@@ -50,7 +51,8 @@ class Report:
     :param skipped_by: skipped by reason.
     :param variants: deliveries by variant, then by state.
     :param revisions: sent deliveries by the revision they show.
-    :param settled_share: share, from 0 to 1, of those who may be sent to that have an outcome.
+    :param settled_share: share, from 0 to 1, of those who may be sent to that have an outcome; 0 until the
+        audience is known.
     :param last_hour: messages sent within the hour before the report.
     :param enrolled_at_ms: when the last enrolment was complete.
     :param last_seen_ms: when a worker last had a turn.
@@ -125,8 +127,6 @@ def report(ledger: Ledger, campaign_id: str) -> Report:
         variants[share.variant][share.state.name.lower()] += share.count
         if share.state is State.SENT:
             revisions[str(share.revision)] += share.count
-    waiting = by_state[State.PENDING] - counts.held_back + by_state[State.SENDING]
-    reachable = counts.total - counts.held_back
     return Report(
         campaign_id=campaign.campaign_id,
         ledger_id=ledger.identity().ledger_id,
@@ -148,13 +148,21 @@ def report(ledger: Ledger, campaign_id: str) -> Report:
         skipped_by=_by_reason(shares, State.SKIPPED),
         variants={name: dict(states) for name, states in variants.items()},
         revisions=dict(revisions),
-        settled_share=1 - waiting / reachable if reachable else 1.0,
+        settled_share=settled_share(campaign, counts),
         last_hour=sum(moment.count for moment in hour if moment.state is State.SENT),
         enrolled_at_ms=campaign.enrolled_at_ms,
         last_seen_ms=campaign.last_seen_ms,
         next_wake_ms=campaign.next_wake_ms,
         at_ms=at_ms,
     )
+
+
+def settled_share(campaign: Campaign, counts: Counts) -> float:
+    """Tell the share of those who may be sent to that have an outcome; 0 until the audience is known."""
+    if campaign.enrolled_at_ms is None:
+        return 0.0
+    reachable = counts.total - counts.held_back
+    return 1 - counts.waiting / reachable if reachable else 1.0
 
 
 def _by_reason(shares: Sequence[Share], state: State) -> dict[str, int]:
@@ -215,14 +223,13 @@ def seconds_until_reset(quota: Quota, now_ms: int) -> float | None:
     return ((quota.reset_at_ms or 0) - now_ms) / 1000
 
 
-def hours_table(calls: int, *, reserve: int = 10, limits: Sequence[int] = LIMITS) -> list[tuple[int, float]]:
+def hours_table(calls: int, *, reserve: int = 10) -> list[tuple[int, float]]:
     """Return the hours so many calls take, by the requests per hour of a plan.
 
     :param calls: one per recipient.
     :param reserve: calls of each hour left to others.
-    :param limits: requests per hour.
     """
-    return [(limit, hours(calls, limit - min(reserve, limit - 1))) for limit in limits]
+    return [(limit, hours(calls, limit - min(reserve, limit - 1))) for limit in LIMITS]
 
 
 def duration(seconds: float) -> str:

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from airflow_provider_sib.campaign.ledger import (
         Campaign,
         Delivery,
-        Granted,
         Identity,
         Ledger,
+        Quota,
         Suppression,
     )
     from airflow_provider_sib.campaign.report import Report
@@ -479,18 +479,16 @@ class CampaignHook(BaseHook):
 
         return report(self.ledger, campaign_id)
 
-    def quota(self, campaign_id: str) -> Granted:
+    def quota(self, campaign_id: str) -> Quota:
         """Tell what is known of the quota of a campaign's connection; asks for none of it.
 
-        :return: the quota and, to compare its moments with, the ledger's clock.
         :raises UnknownCampaign: when the ledger has none of this id.
         """
         from airflow_provider_sib.campaign.engine import BUCKET
-        from airflow_provider_sib.campaign.ledger import Granted, Quota
+        from airflow_provider_sib.campaign.ledger import Quota
 
         account = self.ledger.campaign(campaign_id).binding["connection"]
-        quota = self.ledger.quotas().get((account, BUCKET), Quota())
-        return Granted(self.ledger.now_ms(), quota, 0)
+        return self.ledger.quotas().get((account, BUCKET), Quota())
 
     def pause(self, campaign_id: str, *, seen: str | None = None) -> Campaign:
         """Stop beginning messages until :meth:`resume`; a task that delivers it waits, deferred.

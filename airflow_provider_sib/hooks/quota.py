@@ -151,7 +151,7 @@ class SharedQuota:
             _go_without(error)  # its place in the quota runs out with its lease
 
     def _ask(self, *, wanted: int, seen: tuple[Seen, ...] = ()) -> Granted:
-        from airflow_provider_sib.campaign.engine import Rules
+        from airflow_provider_sib.campaign.engine import BUCKET, Rules
         from airflow_provider_sib.campaign.ledger import QuotaUse
         from airflow_provider_sib.campaign.pacing import pace
 
@@ -159,7 +159,7 @@ class SharedQuota:
         return self._ledger.quota(
             QuotaUse(
                 account=rules.account,
-                bucket=rules.bucket,
+                bucket=BUCKET,
                 holder=self._holder,
                 flying=0,
                 wanted=wanted,

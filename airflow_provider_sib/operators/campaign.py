@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from airflow_provider_sib.campaign.announcement import Announcement, Enroller
     from airflow_provider_sib.campaign.audience import BadRow, Row
     from airflow_provider_sib.campaign.engine import (
-        Engine,
         Rules,
         SendEngine,
         Stopped,
@@ -50,9 +49,6 @@ if TYPE_CHECKING:
 
 CAMPAIGNS = "sib-campaigns"
 """Asset alias under which a campaign's task adds an asset of the campaign's own when it is through."""
-
-NAMED_BAD_ROWS = 20
-"""Unusable rows that are named, of an audience in a rehearsal and of ``suppress``."""
 
 
 class CampaignTask:
@@ -116,7 +112,7 @@ class CampaignTask:
             **rules,
         )
 
-    def drive(self, engine: Engine, *, max_in_flight: int) -> None:
+    def drive(self, engine: SendEngine | UpdateEngine | WithdrawEngine) -> None:
         """Let the engine work until it is done; defer when it has to wait for long.
 
         After a deferral `execute` is told, as ``before``, what was done until then.
@@ -127,6 +123,7 @@ class CampaignTask:
         from airflow_provider_sib.campaign.engine import Stopped, Wait
         from airflow_provider_sib.delivery import Courier
 
+        max_in_flight = engine.rules.max_in_flight
         self._courier = Courier(
             engine,
             lambda: self.settings.async_client(retries=Retries(attempts=1), max_connections=max_in_flight),
@@ -164,12 +161,11 @@ class CampaignTask:
         :param calls: made so far.
         """
         from airflow_provider_sib.campaign.engine import BUCKET
-        from airflow_provider_sib.campaign.ledger import State
         from airflow_provider_sib.campaign.report import calls_take, duration
 
         if self.calls_planned is None:
             counts = self.ledger.counts(self.campaign_id)
-            ahead = counts.due + counts.by_state.get(State.SENDING, 0)
+            ahead = counts.waiting
         else:
             ahead = max(0, self.calls_planned - calls)
         quota = self.ledger.quotas().get((self.settings.conn_id, BUCKET))
@@ -543,7 +539,7 @@ class SendCampaignOperator(_CampaignOperator):
             engine = self._begin(task, context, resumed=resumed)
             if before is not None:
                 engine.go_on(before)
-            task.drive(engine, max_in_flight=self._in_flight())
+            task.drive(engine)
             return self._result(task, engine, context)
 
     def _rehearses(self) -> bool:
@@ -566,7 +562,7 @@ class SendCampaignOperator(_CampaignOperator):
         enroller = self._enroller(announcement)
         rules = task.rules(
             reserve=self.reserve,
-            max_in_flight=self._in_flight(),
+            max_in_flight=whole("max_in_flight", self.max_in_flight, least=1, most=1000),
             send_window=self.send_window,
             frequency_cap=self.frequency_cap,
             not_after_ms=_moment_ms("not_after", self.not_after, context),
@@ -596,7 +592,7 @@ class SendCampaignOperator(_CampaignOperator):
                 self._read(self.audience, ledger),
                 enroller,
                 max_bad_rows=self.max_bad_rows,
-                tell=lambda row: self.log.warning("Line %d %s; it is left out.", row.line, row.reason),
+                tell=self._tell,
             )
             self.log.info(
                 "Campaign %s: %d enrolled now, %d in all; %d duplicates and %d unusable rows left out.",
@@ -607,7 +603,7 @@ class SendCampaignOperator(_CampaignOperator):
                 enrolled.bad_rows,
             )
         # Also where there is no list: the ledger still has the one of an earlier run.
-        ledger.exclude(self.campaign_id, () if self.suppress is None else self._suppressed(ledger))
+        ledger.exclude(self.campaign_id, self._suppressed(ledger))
         engine = SendEngine(ledger, self.campaign_id, rules)
         engine.begin(
             resumed=resumed,
@@ -616,33 +612,28 @@ class SendCampaignOperator(_CampaignOperator):
         )
         return engine
 
+    def _tell(self, row: BadRow) -> None:
+        self.log.warning("Line %d %s; it is left out.", row.line, row.reason)
+
     def _suppressed(self, ledger: Ledger) -> Iterator[str]:
         """Give who is left out; a row that can't be used may name one of them, so that sending would do harm."""
         from airflow_provider_sib.campaign.audience import Row
+        from airflow_provider_sib.campaign.engine import BadRows
 
-        count, named = 0, []
-        for row in self._read(self.suppress, ledger, name="suppress"):
-            if isinstance(row, Row):
-                yield row.visitor_id
-                continue
-            count += 1
-            if count <= NAMED_BAD_ROWS:
-                named.append(f"line {row.line} {row.reason}")
-        if count > self.max_bad_rows:
-            raise AirflowFailException(
-                f"{count} row{'s' if count != 1 else ''} of `suppress` can't be used, and max_bad_rows is "
-                f"{self.max_bad_rows}, so nothing is sent: {'; '.join(named)}"
-                f"{f'; and {count - len(named)} more' if count > len(named) else ''}."
-            )
+        bad = BadRows("`suppress`")
+        if self.suppress is not None:
+            for row in self._read(self.suppress, ledger, name="suppress"):
+                if isinstance(row, Row):
+                    yield row.visitor_id
+                else:
+                    bad.add(row)
+        bad.refuse_beyond(self.max_bad_rows)
 
     def _enroller(self, announcement: Announcement) -> Enroller:
         from airflow_provider_sib.campaign.announcement import Enroller
 
         holdout = number("holdout", self.holdout, least=0)
         return Enroller(self.campaign_id, announcement, once_per=self.once_per, holdout=holdout)
-
-    def _in_flight(self) -> int:
-        return whole("max_in_flight", self.max_in_flight, least=1, most=1000)
 
     def _read(self, audience: Any, ledger: Ledger, *, name: str = "audience") -> Iterator[Row | BadRow]:
         from airflow_provider_sib.campaign import audience_of
@@ -666,8 +657,7 @@ class SendCampaignOperator(_CampaignOperator):
 
     def _rehearse(self, task: CampaignTask, context: Context) -> dict[str, Any]:
         """Read and render everything, and change nothing."""
-        from airflow_provider_sib.campaign.announcement import RecipientError
-        from airflow_provider_sib.campaign.audience import BadRow
+        from airflow_provider_sib.campaign.engine import BadRows, enrolments
         from airflow_provider_sib.campaign.report import hours_table
 
         enroller = self._enroller(self._announcement())
@@ -675,39 +665,36 @@ class SendCampaignOperator(_CampaignOperator):
         number("fraction", self.fraction, above=0, most=1)
         rules = task.rules(
             reserve=self.reserve,
-            max_in_flight=self._in_flight(),
+            max_in_flight=whole("max_in_flight", self.max_in_flight, least=1, most=1000),
             not_after_ms=_moment_ms("not_after", self.not_after, context),
         )
-        usable, held_out, bad = 0, 0, 0
-        for row in self._read(self.audience, task.ledger):
-            try:
-                if isinstance(row, BadRow):
-                    raise RecipientError(row.reason)
-                enrolment = enroller.enrolment(row)
-            except RecipientError as error:
-                bad += 1
-                if bad <= NAMED_BAD_ROWS:
-                    self.log.warning("Line %d %s", row.line, error)
-                continue
+        usable, held_out, bad = 0, 0, BadRows()
+        for enrolment in enrolments(self._read(self.audience, task.ledger), enroller, bad):
             usable += 1
             held_out += enrolment.skip is not None
         hours = hours_table(usable - held_out, reserve=rules.rate.reserve)
         self.log.info(
             "A rehearsal of campaign %s; nothing was sent. %d rows: %d usable, %d of them held out, %d unusable. "
-            "It would take %s.",
+            "All of them would take %s.",
             self.campaign_id,
-            usable + bad,
+            usable + bad.count,
             usable,
             held_out,
-            bad,
+            bad.count,
             ", ".join(f"{needed:g} hours at {limit} calls an hour" for limit, needed in hours),
         )
+        bad.refuse_beyond(self.max_bad_rows)
+        for row in bad.named:
+            self._tell(row)
+        excluded = sum(1 for _ in self._suppressed(task.ledger))
+        if excluded:
+            self.log.info("`suppress` leaves out up to %d of them.", excluded)
         return {
             "campaign_id": self.campaign_id,
             "dry_run": True,
             "usable": usable,
             "held_out": held_out,
-            "bad_rows": bad,
+            "bad_rows": bad.count,
         }
 
     def _result(self, task: CampaignTask, engine: SendEngine, context: Context) -> dict[str, Any]:
@@ -776,7 +763,7 @@ class _EditOperator(_CampaignOperator):
     def _rules(self, task: CampaignTask) -> Rules:
         return task.rules(
             reserve=self.reserve,
-            max_in_flight=self._in_flight(),
+            max_in_flight=whole("max_in_flight", self.max_in_flight, least=1, most=1000),
             max_failure_share=self.max_failure_share,
         )
 
@@ -800,7 +787,7 @@ class _EditOperator(_CampaignOperator):
             price.hours,
             price.untouched,
         )
-        task.drive(engine, max_in_flight=self._in_flight())
+        task.drive(engine)
         told, run = report(task.ledger, self.campaign_id), engine.tally()
         if run["failed"]:
             self.log.warning(
@@ -826,9 +813,6 @@ class _EditOperator(_CampaignOperator):
                 task.place.command("campaigns", "deliveries", self.campaign_id, "--state", "in_doubt"),
             )
         return self._finish(context, told, run)
-
-    def _in_flight(self) -> int:
-        return whole("max_in_flight", self.max_in_flight, least=1, most=1000)
 
 
 class UpdateCampaignOperator(_EditOperator):

@@ -66,7 +66,7 @@ def send_once(operator: SendPushedMessageOperator, once_key: str) -> dict[str, A
         )
         engine = SendEngine(ledger, campaign_id, rules)
         engine.begin(resumed=False)
-        task.drive(engine, max_in_flight=1)
+        task.drive(engine)
         return _result(_found(ledger, campaign_id, once_key, enroller.draw(once_key)[0]), task, once_key)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_sib.campaign.engine import BUCKET
 from airflow_provider_sib.campaign.ledger import CampaignStatus, Quota, State, UnknownCampaign
-from airflow_provider_sib.campaign.report import RESERVE, seconds_left
+from airflow_provider_sib.campaign.report import RESERVE, seconds_left, settled_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -95,8 +95,6 @@ def _row(
 ) -> dict[str, Json]:
     by_state = {state.name.lower(): counts.by_state.get(state, 0) for state in State}
     quota = quotas.get((campaign.binding.get("connection", ""), BUCKET), Quota())
-    waiting = counts.due + by_state["sending"]
-    reachable = counts.total - counts.held_back
     return {
         "id": campaign.campaign_id,
         "status": campaign.status.value,
@@ -106,7 +104,7 @@ def _row(
         **by_state,
         "held_back": counts.held_back,
         "due": counts.due,
-        "settled_share": 1 - waiting / reachable if reachable else float(campaign.enrolled_at_ms is not None),
+        "settled_share": settled_share(campaign, counts),
         "quota": {
             "limit": quota.limit,
             "reserve": campaign.settings.get("reserve", RESERVE),
@@ -114,8 +112,8 @@ def _row(
             "reset_at_ms": quota.reset_at_ms if (quota.reset_at_ms or 0) > now_ms else None,
             "known_reset_ms": quota.reset_at_ms,
         },
-        "seconds_left": seconds_left(campaign, counts.due, quota, now_ms) if waiting else 0.0,
-        "delivery": _delivery(campaign, waiting, held_back=counts.held_back, now_ms=now_ms),
+        "seconds_left": seconds_left(campaign, counts.due, quota, now_ms) if counts.waiting else 0.0,
+        "delivery": _delivery(campaign, counts.waiting, held_back=counts.held_back, now_ms=now_ms),
         "created_at_ms": campaign.created_at_ms,
         "enrolled_at_ms": campaign.enrolled_at_ms,
         "last_seen_ms": campaign.last_seen_ms,

@@ -746,12 +746,12 @@ def test_a_quota_row_is_shared_by_campaigns_and_single_calls_of_an_account(ledge
 
     def pace(quota: Quota, now_ms: int) -> tuple[Quota, int]:
         flying.append(quota.in_flight(now_ms, besides="me"))
-        return replace(quota, limit=100, used=quota.used + 1), 5
+        return replace(quota, limit=(quota.limit or 0) + 1), 5
 
     cycle(ledger, quota=use(3, holder="worker", flying=2, pace=pace))
     granted = ledger.quota(use(1, holder="me", pace=pace))
     assert (granted.permits, granted.quota.in_flight(granted.now_ms)) == (1, 6)
-    assert granted.quota.used == 2
+    assert granted.quota.limit == 2
     assert flying == [0, 5]
     assert ledger.quota(use(1, holder="me", account="other")).quota.in_flight(0) == 1
     assert ledger.quota(use(0, holder="me", pace=pace)).quota.in_flight(granted.now_ms) == 5

@@ -110,7 +110,9 @@ class BothLedgers(RuleBasedStateMachine):
         ]
 
         def pace(quota: Quota, now_ms: int) -> tuple[Quota, int]:
-            return replace(quota, used=quota.used + 1), 8 - quota.in_flight(now_ms, besides="w")
+            return replace(quota, remaining=(quota.remaining or 0) + 1), 8 - quota.in_flight(
+                now_ms, besides="w"
+            )
 
         def screen(delivery: Delivery) -> str | None:
             return "screened" if screened is not None and delivery.visitor_id == f"v{screened}" else None

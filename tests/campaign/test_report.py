@@ -67,7 +67,7 @@ def test_a_span_of_time_in_words(seconds: float, said: str) -> None:
 
 def test_the_hours_of_each_plan() -> None:
     assert hours_table(1000) == [(100, 11.0), (200, 5.0), (600, 1.0)]
-    assert hours_table(3, reserve=10, limits=[5]) == [(5, 2.0)]
+    assert hours_table(3, reserve=600) == [(100, 2.0), (200, 2.0), (600, 2.0)]
 
 
 def test_a_report_counts_by_state_reason_variant_and_revision(ledger: Ledger) -> None:

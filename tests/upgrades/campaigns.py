@@ -19,7 +19,7 @@ from airflow.models import Variable
 
 from airflow_provider_sib import triggers
 from airflow_provider_sib.campaign import FrequencyCap, SendWindow, Variant
-from airflow_provider_sib.campaign.engine import Rules
+from airflow_provider_sib.campaign.engine import BUCKET
 from airflow_provider_sib.campaign.ledger import Cycle, QuotaUse, Result, State
 from airflow_provider_sib.hooks import CampaignHook
 from airflow_provider_sib.operators import (
@@ -202,9 +202,7 @@ def leave(sandboxes: Mapping[str, Sandbox]) -> dict[str, Any]:
 
 def _killed_in_mid_sending(ledger: Any) -> None:
     """Claim as another worker would; of one row learn, late, that it was sent twice by hand."""
-    wish = QuotaUse(
-        "release", Rules(account="release").bucket, "killed", 0, 3, 60, lambda quota, _: (quota, 3)
-    )
+    wish = QuotaUse("release", BUCKET, "killed", 0, 3, 60, lambda quota, _: (quota, 3))
     claimed = ledger.cycle(Cycle("release", wish, 60)).claimed
     assert len(claimed) == 3
     first = (claimed[0].rank, claimed[0].claim, State.SENT)

@@ -8,9 +8,11 @@ it doesn't know: how a request is made, and what its errors mean.
 
 from airflow_provider_sib.campaign.engine.editing import Price, UpdateEngine, WithdrawEngine
 from airflow_provider_sib.campaign.engine.opening import (
+    BadRows,
     CampaignRefused,
     TooManyBadRows,
     enrol,
+    enrolments,
     open_campaign,
     text_of,
 )
@@ -35,6 +37,7 @@ from airflow_provider_sib.campaign.engine.work import BUCKET, Rules, text_hash
 
 __all__ = [
     "BUCKET",
+    "BadRows",
     "CampaignRefused",
     "Delete",
     "Done",
@@ -56,6 +59,7 @@ __all__ = [
     "Wait",
     "WithdrawEngine",
     "enrol",
+    "enrolments",
     "open_campaign",
     "text_hash",
     "text_of",

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 
-BAD_ROWS_NAMED = 20
-
-
 class CampaignRefused(Exception):
     """Nothing was sent, and a retry can't help: the author has to choose.
 
@@ -59,24 +56,52 @@ def _refusal_sentence(campaign_id: str, refusal: Refusal) -> str:
 
 
 class TooManyBadRows(Exception):
-    """The audience has more unusable rows than allowed, so nobody was enrolled.
+    """A list of visitors has more unusable rows than allowed, so that nothing is sent.
 
+    :param of: which list.
     :param count: unusable rows.
     :param allowed: ``max_bad_rows``.
     :param named: the first of them.
     """
 
-    def __init__(self, count: int, allowed: int, named: Sequence[BadRow]) -> None:
+    def __init__(self, of: str, count: int, allowed: int, named: Sequence[BadRow]) -> None:
         listed = "; ".join(f"line {row.line} {row.reason}" for row in named)
         more = f"; and {count - len(named)} more" if count > len(named) else ""
         super().__init__(
-            f"{count} row{'s' if count != 1 else ''} of the audience can't be used, and max_bad_rows is {allowed}, "
+            f"{count} row{'s' if count != 1 else ''} of {of} can't be used, and max_bad_rows is {allowed}, "
             f"so nothing is sent: {listed}{more}."
         )
-        self.count, self.allowed, self.named = count, allowed, tuple(named)
+        self.of, self.count, self.allowed, self.named = of, count, allowed, tuple(named)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.count, self.allowed, self.named)
+        return type(self), (self.of, self.count, self.allowed, self.named)
+
+
+class BadRows:
+    """Unusable rows of a list of visitors: how many, and the first 20 of them.
+
+    :param of: which list, to follow on "3 rows of".
+    """
+
+    def __init__(self, of: str = "the audience") -> None:
+        self.of = of
+        self.count = 0
+        self.named: list[BadRow] = []
+
+    def add(self, row: BadRow) -> None:
+        """Count one."""
+        self.count += 1
+        if len(self.named) < 20:
+            self.named.append(row)
+
+    def refuse_beyond(self, allowed: int) -> None:
+        """Say whether that is few enough.
+
+        :param allowed: ``max_bad_rows``.
+        :raises TooManyBadRows: when there are more.
+        """
+        if self.count > allowed:
+            raise TooManyBadRows(self.of, self.count, allowed, self.named)
 
 
 def text_of(announcement: Announcement) -> Text:
@@ -133,29 +158,33 @@ def enrol(
     :param tell: is called with the first 20 of them, when the others are enrolled.
     :raises TooManyBadRows: when there are more.
     """
-    count = 0
-    named: list[BadRow] = []
+    bad = BadRows()
 
     def usable() -> Iterator[Enrolment]:
-        nonlocal count
-        for row in rows:
-            bad = row
-            if isinstance(row, Row):
-                try:
-                    enrolment = enroller.enrolment(row)
-                except RecipientError as error:
-                    bad = BadRow(row.line, str(error))
-                else:
-                    yield enrolment
-                    continue
-            count += 1
-            if len(named) < BAD_ROWS_NAMED and isinstance(bad, BadRow):
-                named.append(bad)
-        if count > max_bad_rows:
-            raise TooManyBadRows(count, max_bad_rows, named)
+        yield from enrolments(rows, enroller, bad)
+        bad.refuse_beyond(max_bad_rows)
 
-    enrolled = ledger.enrol(campaign_id, usable(), bad_rows=lambda: count)
+    enrolled = ledger.enrol(campaign_id, usable(), bad_rows=lambda: bad.count)
     if tell is not None:
-        for row in named:
+        for row in bad.named:
             tell(row)
     return enrolled
+
+
+def enrolments(rows: Iterable[Row | BadRow], enroller: Enroller, bad: BadRows) -> Iterator[Enrolment]:
+    """Make the enrolment of each row that can be used.
+
+    :param rows: from :func:`~airflow_provider_sib.campaign.audience.read`.
+    :param enroller: draws and renders.
+    :param bad: gets the others.
+    """
+    for row in rows:
+        if isinstance(row, BadRow):
+            bad.add(row)
+            continue
+        try:
+            enrolment = enroller.enrolment(row)
+        except RecipientError as error:
+            bad.add(BadRow(row.line, str(error)))
+        else:
+            yield enrolment

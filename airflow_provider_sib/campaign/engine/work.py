@@ -28,6 +28,9 @@ IN_A_ROW = 3
 FEWEST_OUTCOMES = 20
 """Outcomes of a run before its share of failures counts, except at its end."""
 
+FIRST_OUTAGE_WAIT_SECONDS = 60.0
+"""Wait when Brevo doesn't answer; it doubles each time."""
+
 LONGEST_OUTAGE_WAIT_SECONDS = 900.0
 
 BUCKET = "conversations"
@@ -42,7 +45,6 @@ class Rules:
 
     :param account: whose quota; connections of one key share one.
     :param rate: how the quota may be used.
-    :param bucket: which of the account's limits.
     :param max_in_flight: rows between intent and result at most.
     :param timeout_seconds: within which a request has ended.
     :param send_window: when, on the visitor's own clock.
@@ -54,12 +56,10 @@ class Rules:
     :param max_failure_share: share of a run's outcomes that may be failures and doubts; what a killed sender left in
         doubt is no outcome of it. Of an edit: share of the messages it had to change that Brevo did not let it.
     :param resend_doubts: whether those in doubt are written to again; may reach them twice.
-    :param outage_wait_seconds: first wait when Brevo doesn't answer; it doubles.
     """
 
     account: str
     rate: Rate = field(default_factory=Rate)
-    bucket: str = BUCKET
     max_in_flight: int = 8
     timeout_seconds: float = 30.0
     send_window: SendWindow | None = None
@@ -70,7 +70,6 @@ class Rules:
     group_id: str | None = None
     max_failure_share: float = 0.2
     resend_doubts: bool = False
-    outage_wait_seconds: float = 60.0
 
     @property
     def lease_seconds(self) -> float:
@@ -108,7 +107,7 @@ class Work(ABC):
         self._offset_ms = 0.0
         self._granted: Granted | None = None
         self._error: Exception | None = None
-        self._outage = Outage(rules.outage_wait_seconds, random)
+        self._outage = Outage(random)
         self._announcement: tuple[int, Announcement] | None = None
         self.calls = 0
         """Requests that were made."""
@@ -151,7 +150,7 @@ class Work(ABC):
         self._telling = len(self._ended)
         return QuotaUse(
             account=self.rules.account,
-            bucket=self.rules.bucket,
+            bucket=BUCKET,
             holder=self._holder,
             flying=flying,
             wanted=wanted,
@@ -213,13 +212,12 @@ class Outage:
     next; longer each time.
     """
 
-    def __init__(self, first_wait_seconds: float, random: Callable[[], float]) -> None:
-        self._first = first_wait_seconds
+    def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self.row = 0
         self.slow = False
         self.again_ms = 0
-        self._wait = first_wait_seconds
+        self._wait = FIRST_OUTAGE_WAIT_SECONDS
         self._looked = False
         self._since = float("-inf")
 
@@ -235,7 +233,7 @@ class Outage:
     def restore(self, memo: Mapping[str, Json]) -> None:
         """Go on where another process was."""
         self.row, self.again_ms = memo.get("row", 0), memo.get("again_ms", 0)
-        self._wait = memo.get("wait", self._first)
+        self._wait = memo.get("wait", FIRST_OUTAGE_WAIT_SECONDS)
         self.slow = bool(memo)
 
     def learn(self, outcome: Outcome, now: float, now_ms: int) -> None:
@@ -246,7 +244,7 @@ class Outage:
                 return
             # An answer to what began before the outage says nothing about after it.
             if outcome.began_at >= self._since:
-                self.slow, self.row, self._wait = False, 0, self._first
+                self.slow, self.row, self._wait = False, 0, FIRST_OUTAGE_WAIT_SECONDS
             elif self.row < IN_A_ROW:
                 self.row = 0
         elif outcome.fate is not Fate.UNBEGUN:
@@ -254,7 +252,7 @@ class Outage:
             self.slow, self._looked, self._since = True, False, now
             if self.row >= IN_A_ROW and (self.again_ms <= now_ms or self.row == IN_A_ROW):
                 self.again_ms = now_ms + round(self._wait * (1 + self._random() / 10) * 1000)
-                self._wait = min(self._wait * 2, max(self._first, LONGEST_OUTAGE_WAIT_SECONDS))
+                self._wait = min(self._wait * 2, LONGEST_OUTAGE_WAIT_SECONDS)
 
 
 def text_hash(text: str) -> str:

@@ -27,9 +27,7 @@ class Quota:
     :param limit: requests per window; None: not learnt yet.
     :param remaining: requests left, as last told.
     :param reset_at_ms: when the window ends.
-    :param seen_at_ms: when Brevo's headers were last seen.
     :param window_at_ms: when the window began, where no header tells.
-    :param used: requests begun since ``window_at_ms``.
     :param probe: holder that may send one request to learn whether the window is open again.
     :param probe_until_ms: when the probe is taken for lost.
     :param holders: who has how much in flight, by holder.
@@ -38,9 +36,7 @@ class Quota:
     limit: int | None = None
     remaining: int | None = None
     reset_at_ms: int | None = None
-    seen_at_ms: int | None = None
     window_at_ms: int | None = None
-    used: int = 0
     probe: str | None = None
     probe_until_ms: int | None = None
     holders: Mapping[str, Holding] = field(default_factory=dict)

@@ -449,6 +449,11 @@ class Counts:
         """Pending deliveries that may be sent to."""
         return self.by_state.get(State.PENDING, 0) - self.held_back
 
+    @property
+    def waiting(self) -> int:
+        """Deliveries that may be sent to and have no outcome yet."""
+        return self.due + self.by_state.get(State.SENDING, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
