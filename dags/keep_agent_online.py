@@ -1,7 +1,8 @@
 """Keep an agent online during office hours, so that the chat says that somebody is there.
 
 Brevo forgets an agent two to three minutes after the last ping. The triggerer sends one a minute, no worker is held;
-an hour costs 60 calls of the account's quota.
+an hour costs 60 calls of the account's quota. Put in an agent of yours: for an e-mail address it doesn't know, Brevo
+makes a dummy agent.
 """
 
 from __future__ import annotations
