@@ -243,7 +243,7 @@ class TestInterrupt:
         sandbox.fault("never_answer", operation="send_pushed_message", after=2)
 
         def interrupt_when_stored():
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while len(sandbox.messages()) < 2 and time.monotonic() < deadline:
                 time.sleep(0.01)  # between two looks
             os.kill(os.getpid(), signal.SIGINT)

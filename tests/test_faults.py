@@ -880,7 +880,7 @@ async def test_a_clock_that_jumps_back_while_a_campaign_is_deferred_puts_it_off(
 ):
     ledger, set_back = server_clock
     campaigning = Campaigning(ledger, sandbox)
-    sandbox.configure(quota=8, hour_seconds=2)
+    sandbox.configure(quota=8, hour_seconds=5)
     campaigning.begin()
     wait = await asyncio.to_thread(campaigning.run, defer_after_seconds=0.5)
     assert isinstance(wait, Wait)

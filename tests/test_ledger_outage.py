@@ -217,7 +217,7 @@ class TestWhenItFallsSilent:
         for _ in range(2):  # with the connection there was, and with a new one
             with pytest.raises(LedgerUnavailable):
                 look(ledger)
-        assert time.monotonic() - began < 4 * 2 + 2
+        assert time.monotonic() - began < 30
         gate.shut()
         gate.open()
         look(ledger)
@@ -229,7 +229,7 @@ class TestWhenItFallsSilent:
         began = time.monotonic()
         with pytest.raises(LedgerUnavailable):
             open_ledger(PLACE, to_send=False)
-        assert time.monotonic() - began < 4 * 2
+        assert time.monotonic() - began < 30
 
 
 class TestWhileItIsDeferred:

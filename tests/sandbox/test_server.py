@@ -76,10 +76,10 @@ def test_a_text_of_two_million_characters_is_taken(call):
 
 def test_an_hour_of_a_second_begins_anew_after_a_second():
     from_outside = []
-    with Sandbox(quota=2, hour_seconds=0.3) as sandbox:
+    with Sandbox(quota=2, hour_seconds=1) as sandbox:
         port = int(sandbox.base_url.split(":")[2].split("/")[0])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while from_outside[-1:] != [200] or 429 not in from_outside:
             assert time.monotonic() < deadline, from_outside
             connection.request("GET", "/v3/account", headers={"api-key": sandbox.api_key})
@@ -123,7 +123,7 @@ def test_an_answer_without_a_body_is_cut_within_its_first_line(call, sandbox):
 def test_it_never_answers_and_still_stops_at_once(call, sandbox, store):
     sandbox.fault("never_answer", store=store)
     with pytest.raises(TimeoutError):
-        call("POST", PUSHED, HELLO, timeout=0.2)
+        call("POST", PUSHED, HELLO, timeout=1)
     assert stored(sandbox) == store
     assert sandbox.state()["requests"]["by_status"] == {"none": 1}
     with ThreadPoolExecutor(1) as pool:
@@ -133,7 +133,7 @@ def test_it_never_answers_and_still_stops_at_once(call, sandbox, store):
             assert time.monotonic() < deadline
         began = time.monotonic()
         sandbox.stop()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
         assert isinstance(waiting.exception(timeout=5), http.client.HTTPException | OSError)
 
 
@@ -197,15 +197,15 @@ def test_an_answer_may_lack_the_quota_headers(call, sandbox):
 
 
 def test_a_late_answer_was_stored_at_once_and_others_do_not_wait(call, sandbox):
-    sandbox.fault("latency", seconds=0.3, operation="send_pushed_message")
+    sandbox.fault("latency", seconds=2, operation="send_pushed_message")
     began = time.monotonic()
     with ThreadPoolExecutor(5) as pool:
         late = [pool.submit(call, "POST", PUSHED, HELLO) for _ in range(5)]
         assert call("GET", "/account").status == 200
         assert {reply.result().status for reply in late} == {200}
-    assert 0.3 <= time.monotonic() - began < 1.2
+    assert 2 <= time.monotonic() - began < 8  # one after the other they would take ten
     with pytest.raises(TimeoutError):
-        call("POST", PUSHED, HELLO, timeout=0.1)
+        call("POST", PUSHED, HELLO, timeout=1)
     assert stored(sandbox) == 6
 
 
@@ -388,7 +388,7 @@ async def test_a_page_that_looks_on_does_not_keep_it_from_stopping():
         await events.content.readline()
         began = time.monotonic()
         sandbox.stop()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
 
 
 # -- the class
