@@ -377,7 +377,7 @@ def told_per_order(reader):
 def told_once(reader):
     reader.run()
     assert len(reader.said("The parcel of order A-17")) == 1
-    assert [c.campaign_id for c in reader.campaigns.list() if c.campaign_id == "once:tell_once.tell"]
+    assert [c.campaign_id for c in reader.campaigns.list() if c.campaign_id == "once:tell_once/tell"]
 
 
 def packed_and_on_its_way(reader):

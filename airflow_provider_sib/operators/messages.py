@@ -28,7 +28,7 @@ from airflow_provider_sib.hooks import SibConversationsHook, VisitorNotAllowed, 
 from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from airflow.sdk import Context
 
@@ -211,12 +211,20 @@ class SendPushedMessageOperator(_SendOperator):
         self.once_key = once_key
         self.ledger_conn_id = ledger_conn_id
 
+    def execute(
+        self, context: Context, event: Any = None, before: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Send; after a deferral go on, or, without a once key, again from the start."""
+        if self.once_key is None:
+            return super().execute(context, event)
+        from airflow_provider_sib.operators.once import send_once
+
+        try:
+            return send_once(self, self.once_key, resumed=event is not None, before=before)
+        except VisitorNotAllowed as error:
+            raise AirflowSkipException(str(error)) from error
+
     def _run(self, hook: SibConversationsHook, context: Context) -> dict[str, Any]:
-        if self.once_key is not None:
-            from airflow_provider_sib.operators.once import send_once
-
-            return send_once(self, self.once_key)
-
         def send() -> Message:
             return hook.send_pushed_message(
                 self.visitor_id, self.text, agent_id=self.agent_id, group_id=self.group_id

@@ -6,6 +6,7 @@ quota, survives a kill between any two lines, and can be looked at, settled and 
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
@@ -16,6 +17,8 @@ from airflow_provider_sib.campaign.ledger import Delivery, Ledger, State
 from airflow_provider_sib.operators.campaign import opened
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airflow_provider_sib.operators.campaign import CampaignTask
     from airflow_provider_sib.operators.messages import SendPushedMessageOperator
 
@@ -23,9 +26,13 @@ if TYPE_CHECKING:
 ANNOUNCEMENT = Announcement("[[ visitor.text ]]")
 
 
-def send_once(operator: SendPushedMessageOperator, once_key: str) -> dict[str, Any]:
+def send_once(
+    operator: SendPushedMessageOperator, once_key: str, *, resumed: bool, before: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Send the operator's message, unless its once key was sent before by any run of the same task.
 
+    :param resumed: whether this goes on after a deferral.
+    :param before: what was counted until then.
     :return: what is known of the message, also of one that an earlier run sent.
     :raises AirflowSkipException: when the ledger's list says that this visitor must not be written to.
     :raises AirflowFailException: when it failed, or its outcome is in doubt.
@@ -34,7 +41,7 @@ def send_once(operator: SendPushedMessageOperator, once_key: str) -> dict[str, A
         raise AirflowFailException(
             "once_key is blank: name what the message is once per, such as 'order-17-shipped', or leave it out."
         )
-    campaign_id = f"once:{operator.dag_id}.{operator.task_id}"
+    campaign_id = _campaign_of(operator)
     with opened(
         operator,
         campaign_id,
@@ -65,9 +72,19 @@ def send_once(operator: SendPushedMessageOperator, once_key: str) -> dict[str, A
             reserve=0, max_in_flight=1, max_failure_share=1.0, resend_doubts=operator.on_doubt == "resend"
         )
         engine = SendEngine(ledger, campaign_id, rules)
-        engine.begin(resumed=False)
+        engine.begin(resumed=resumed)
+        if before is not None:
+            engine.go_on(before)
         task.drive(engine)
         return _result(_found(ledger, campaign_id, once_key, enroller.draw(once_key)[0]), task, once_key)
+
+
+def _campaign_of(operator: SendPushedMessageOperator) -> str:
+    """Name the task's campaign, in a way that no other task's name makes; by a hash where the names are long."""
+    name = f"{operator.dag_id}/{operator.task_id}"
+    if len(name) > 200:
+        name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+    return f"once:{name}"
 
 
 def _found(ledger: Ledger, campaign_id: str, once_key: str, rank: int) -> Delivery:
