@@ -197,16 +197,23 @@ class CampaignTrigger(BaseTrigger):
     :param ledger_conn_id: Airflow connection of the ledger's database; None: the file in ``AIRFLOW_HOME``.
     :param ledger_id: id of the ledger the task has; another one is not read.
     :param until: seconds since 1970 on the ledger's clock; None: until the campaign is resumed.
+    :param edits: whether the task changes what was sent, which it does whatever the campaign's status is.
     """
 
     def __init__(
-        self, campaign_id: str, ledger_conn_id: str | None, ledger_id: str, until: float | None
+        self,
+        campaign_id: str,
+        ledger_conn_id: str | None,
+        ledger_id: str,
+        until: float | None,
+        edits: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in Airflow
         self.campaign_id = campaign_id
         self.ledger_conn_id = ledger_conn_id
         self.ledger_id = ledger_id
         self.until = until
+        self.edits = edits
         self._may_answer_later = False
         # Seconds by which this machine's clock was ahead of the ledger's when that was last read.
         self._ahead = 0.0
@@ -220,6 +227,7 @@ class CampaignTrigger(BaseTrigger):
                 "ledger_conn_id": self.ledger_conn_id,
                 "ledger_id": self.ledger_id,
                 "until": self.until,
+                "edits": self.edits,
             },
         )
 
@@ -286,6 +294,6 @@ class CampaignTrigger(BaseTrigger):
             self.log.warning("Campaign %s: %s", self.campaign_id, error)
             return False
         self._ahead = time.time() - now_ms / 1000
-        if status is CampaignStatus.PAUSED:
+        if status is CampaignStatus.PAUSED or self.edits:
             return False
         return status is not CampaignStatus.RUNNING or self.until is None

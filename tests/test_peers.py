@@ -126,7 +126,7 @@ def test_a_batch_that_fails_in_the_middle_and_is_run_again_writes_to_nobody_twic
 
 async def test_a_trigger_that_waits_for_the_quota_leaves_the_triggerer_to_others(sib_sandbox):
     """Fivetran's sleeps in the loop, and with it every other trigger of the process."""
-    sib_sandbox.configure(quota=1, hour_seconds=2)
+    sib_sandbox.configure(quota=1, hour_seconds=5)
     with SibConversationsHook() as hook:
         message = hook.send_pushed_message(VISITOR, "Hello")
     trigger = triggers.MessageTrigger(
@@ -146,8 +146,8 @@ async def test_a_trigger_that_waits_for_the_quota_leaves_the_triggerer_to_others
     beside.cancel()
     assert event["status"] == "success"
     assert sib_sandbox.state()["quota"]["refused"] == 1
-    assert sum(gaps) > 1
-    assert max(gaps) < 1
+    assert sum(gaps) > 3
+    assert max(gaps) < 2
 
 
 def test_a_sensor_made_anew_for_each_look_sees_the_change(campaigns, sib_sandbox):
@@ -182,7 +182,7 @@ def everything_done(campaigns, sib_sandbox, logged):
     DeleteMessageOperator(task_id="t", message_id=sent["id"]).execute({})
     SendMessageOperator(task_id="t", visitor_id=VISITOR, text="Secret reply", agent_id=AGENT).execute({})
     AgentOnlineOperator(task_id="t", duration=60, agent_id=AGENT).execute({})
-    rehearsal = announcement(dry_run=True)
+    rehearsal = announcement(dry_run=True, max_bad_rows=1)
     rehearsal.audience = type(rehearsal.audience)([*PEOPLE, {"visitor_id": "", "name": "Secretname"}])
     rehearsal.execute({})
     sib_sandbox.fault("hang_up_after", times=1)
@@ -221,7 +221,7 @@ def test_a_key_in_the_wrong_field_is_refused_by_name_and_not_repeated(monkeypatc
 TRIGGERS = [
     triggers.MessageTrigger("m", "pushed", {"isMissed": False, "to": [{"email": None}]}, CONN, 300.0),
     triggers.AgentOnlineTrigger({"agent_id": AGENT}, until="2026-11-23T18:00:00+00:00", sib_conn_id=CONN),
-    triggers.CampaignTrigger("c", ledger_conn_id=None, ledger_id="l", until=1.5),
+    triggers.CampaignTrigger("c", ledger_conn_id=None, ledger_id="l", until=1.5, edits=True),
 ]
 
 

@@ -15,6 +15,7 @@ from airflow.models.trigger import Trigger
 from airflow_provider_sib import triggers
 from airflow_provider_sib.campaign.announcement import Announcement
 from airflow_provider_sib.campaign.engine import open_campaign
+from airflow_provider_sib.campaign.ledger import CampaignStatus
 from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 from airflow_provider_sib.hooks import SibConversationsHook
 from airflow_provider_sib.hooks.campaign import LedgerPlace, open_ledger
@@ -52,7 +53,7 @@ def message(sib_sandbox):
         message_trigger("m", {"isMissed": False, "to": [{"email": "a@b.example"}]}),
         AgentOnlineTrigger({"agent_id": AGENT}, until="2026-11-23T18:00:00+00:00", sib_conn_id=CONN),
         CampaignTrigger("release", ledger_conn_id=None, ledger_id="l", until=None),
-        CampaignTrigger("release", ledger_conn_id="ledger", ledger_id="l", until=1_795_000_000.5),
+        CampaignTrigger("release", ledger_conn_id="ledger", ledger_id="l", until=1_795_000_000.5, edits=True),
     ],
 )
 class TestCarried:
@@ -100,7 +101,7 @@ class TestMessageTrigger:
         assert (await event_of(message_trigger(message.id)))["status"] == "success"
 
     async def test_waits_for_the_quota_without_asking_again(self, sib_sandbox):
-        sib_sandbox.configure(quota=1, hour_seconds=2)
+        sib_sandbox.configure(quota=1, hour_seconds=5)
         with SibConversationsHook() as hook:
             message = hook.send_pushed_message(VISITOR, "Hello")
         assert (await event_of(message_trigger(message.id)))["status"] == "success"
@@ -196,9 +197,11 @@ class TestCampaignTrigger:
             conn.exec_driver_sql(drop)
         engine.dispose()
 
-    def trigger(self, ledger_id, seconds=None, ledger_conn_id=None):
+    def trigger(self, ledger_id, seconds=None, ledger_conn_id=None, **arguments):
         until = None if seconds is None else datetime.now(UTC).timestamp() + seconds
-        return CampaignTrigger("release", ledger_conn_id=ledger_conn_id, ledger_id=ledger_id, until=until)
+        return CampaignTrigger(
+            "release", ledger_conn_id=ledger_conn_id, ledger_id=ledger_id, until=until, **arguments
+        )
 
     async def test_wakes_at_its_moment(self, ledger_id):
         trigger = self.trigger(ledger_id, seconds=0.2)
@@ -228,6 +231,14 @@ class TestCampaignTrigger:
         assert not waiting.done()
         campaigns.abort("release")
         assert await waiting == {"woken_by": "status"}
+
+    @pytest.mark.parametrize("status", ["finished", "aborted"])
+    async def test_of_an_edit_wakes_at_its_moment_whatever_the_status(self, ledger_id, campaigns, status):
+        """What is finished or aborted is corrected and withdrawn all the same, at the pace of the quota."""
+        campaigns.ledger.set_status("release", CampaignStatus(status))
+        trigger = self.trigger(ledger_id, seconds=0.5, edits=True)
+        assert await event_of(trigger) == {"woken_by": "moment"}
+        assert datetime.now(UTC).timestamp() >= trigger.until
 
     async def test_wakes_when_the_campaign_is_purged(self, ledger_id, campaigns):
         waiting = asyncio.create_task(event_of(self.trigger(ledger_id, seconds=3600)))

@@ -190,6 +190,7 @@ class CampaignTask:
                 ledger_conn_id=self.place.conn_id,
                 ledger_id=self._ledger_id,
                 until=until,
+                edits=self.calls_planned is not None,
             ),
             method_name="execute",
             kwargs={"before": dict(before)},
@@ -385,13 +386,19 @@ class _CampaignOperator(BaseOperator):
         counts = ", ".join(f"{name} {count}" for name, count in result["totals"].items() if count)
         self.log.info("Campaign %s is %s: %s.", self.campaign_id, told.status, counts or "nobody enrolled")
         events = context.get("outlet_events")
-        if events is not None:
-            asset = Asset(
+        if events is not None and (asset := self._asset()) is not None:
+            events[AssetAlias(CAMPAIGNS)].add(asset, extra={"status": told.status, **result["totals"]})
+        return result
+
+    def _asset(self) -> Asset | None:
+        try:
+            return Asset(
                 name=f"sib-campaign-{self.campaign_id}",
                 uri=f"sib-campaign://{quote(self.campaign_id, safe='')}",
             )
-            events[AssetAlias(CAMPAIGNS)].add(asset, extra={"status": told.status, **result["totals"]})
-        return result
+        except ValueError as error:  # not ASCII where Airflow's database is MySQL, or too long
+            self.log.warning("Campaign %s has no asset of its own: %s.", self.campaign_id, error)
+            return None
 
 
 class SendCampaignOperator(_CampaignOperator):
@@ -422,7 +429,7 @@ class SendCampaignOperator(_CampaignOperator):
     :param send_window: when, on the visitor's own clock.
     :param frequency_cap: how often at most, over the campaigns of a group.
     :param not_after: the moment after which nothing is sent: aware datetime, ISO 8601 with offset (templated), or a
-        timedelta from the run's own date.
+        timedelta from when the run was due (``run_after``).
     :param suppress: an audience of visitors to leave out, read again at each resume (templated); the list read last
         holds, also an empty one or None. Who was skipped by an earlier one stays skipped.
     :param send_in_backfill: whether a backfill's runs send; else they skip the task.
@@ -644,9 +651,11 @@ class SendCampaignOperator(_CampaignOperator):
 
     def _shown_rules(self) -> dict[str, Json]:
         """Give the rules as those who look at the campaign from outside are shown them."""
+        from airflow_provider_sib.campaign import audience_of
+
         window, cap = self.send_window, self.frequency_cap
         return {
-            "audience": repr(self.audience),
+            "audience": repr(audience_of(self.audience)),
             "fraction": str(self.fraction),
             "holdout": str(self.holdout),
             "send_window": None if window is None else window.as_dict(),
@@ -888,7 +897,7 @@ class WithdrawCampaignOperator(_EditOperator):
 
     :param campaign_id: the campaign (templated).
     :param sent_before: only messages sent before this moment: aware datetime, ISO 8601 with offset (templated), or a
-        timedelta before the run's own date; then the pending stay. None: all, and the pending are skipped.
+        timedelta before the run was due; then the pending stay. None: all, and the pending are skipped.
     :param verify: ask Brevo for each message afterwards: one call more each.
     :param max_failure_share: share of the messages to change that may fail before it stops. Those below it are warned
         of, and stay as they are.
@@ -970,12 +979,18 @@ def _literal(name: str, value: Any) -> Any:
 
 
 def _wrapped(value: Any) -> Any:
-    """Wrap rows, so that Airflow neither renders nor keeps them."""
-    if isinstance(value, list | tuple) and all(hasattr(row, "keys") for row in value):
-        from airflow_provider_sib.campaign import RowsAudience
+    """Wrap rows, so that Airflow neither renders nor keeps them.
 
-        return RowsAudience(value)
-    return value
+    :raises AirflowFailException: it isn't rows; without their data.
+    """
+    if not isinstance(value, list | tuple | Set):
+        return value
+    from airflow_provider_sib.campaign import RowsAudience
+
+    try:
+        return RowsAudience(value)  # type: ignore[arg-type]  # looked at there
+    except TypeError as error:
+        raise AirflowFailException(str(error)) from error
 
 
 def _one_of(name: str, value: str, *allowed: str) -> str:
@@ -985,12 +1000,12 @@ def _one_of(name: str, value: str, *allowed: str) -> str:
 
 
 def _moment_ms(name: str, value: Any, context: Context) -> int | None:
-    """Read a moment, or a distance from the run's own date, as milliseconds since 1970."""
+    """Read a moment, or a distance from when the run was due, as milliseconds since 1970."""
     if value is None or value == "":
         return None
     if isinstance(value, timedelta):
-        dag_run = context["dag_run"]
-        moment = (dag_run.logical_date or dag_run.run_after) + value
+        # Not the logical date, which may be the beginning of the data interval: a day before the run can begin.
+        moment = context["dag_run"].run_after + value
     elif isinstance(value, datetime):
         moment = value
     else:
