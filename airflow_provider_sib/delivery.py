@@ -8,6 +8,7 @@ was carried out; it says so.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from airflow_provider_sib.api.wire import Answer
     from airflow_provider_sib.campaign.ledger import Json
 
+log = logging.getLogger(__name__)
+
 NOBODY = "airflow-provider-sib-is-brevo-there"
 """An id no message has: asking for it harms nobody, and a key limited to Conversations may do it."""
 
@@ -82,10 +85,9 @@ class OutcomesLost(Exception):
     """
 
     def __init__(self, rows: list[tuple[int, str | None]]) -> None:
-        listed = ", ".join(f"{rank}: {message_id or 'no message'}" for rank, message_id in rows)
         super().__init__(
             f"The ledger does not answer, and {len(rows)} outcomes could not be recorded. Their rows will be in "
-            f"doubt, and can be settled by these numbers and message ids: {listed}."
+            f"doubt, and can be settled by these numbers and message ids: {_listed(rows)}."
         )
         self.rows = rows
 
@@ -140,6 +142,7 @@ class Courier:
         self._outcomes: list[Outcome] = []
         self._flying = 0
         self._waiting: Wait | None = None
+        self._recording_since: float | None = None
         self._failure: Exception | None = None
 
     def run(self) -> Wait | Done | Stopped:
@@ -163,6 +166,27 @@ class Courier:
 
     def _wake(self) -> None:
         self._news.set()
+        self._say_last_words()
+
+    def _say_last_words(self) -> None:
+        """Once told to stop, name what a silent ledger has not taken in, before this process is killed."""
+        assert self._loop is not None  # noqa: S101  set before anybody wakes it
+        if self._recording_since is None or self._clock() - self._recording_since < DRAIN_SECONDS:
+            self._loop.call_later(0.2, self._say_last_words)
+        elif rows := self._unrecorded():
+            log.warning(
+                "Told to stop while the ledger does not answer. Unless it still does, these rows will be in doubt, and "
+                "can be settled by these numbers and message ids: %s.",
+                _listed(rows),
+            )
+
+    def _unrecorded(self) -> list[tuple[int, str | None]]:
+        landed = [
+            (outcome.request.rank, outcome.message_id)
+            for outcome in self._outcomes
+            if outcome.request.rank is not None
+        ]
+        return [*self._engine.unrecorded(), *landed]
 
     async def deliver(self) -> Wait | Done | Stopped:
         """Deliver, in a running event loop; see :meth:`run`."""
@@ -217,7 +241,14 @@ class Courier:
     async def _leave(self, until_ms: int | None) -> None:
         """Record what is left, and nothing more; the engine's `next` might begin more."""
         self._hand_over()
-        await self._record(self._engine.leave, until_ms=until_ms)
+        try:
+            await self._record(self._engine.leave, until_ms=until_ms)
+        except (LedgerUnavailable, OutcomesLost):
+            raise
+        except Exception:
+            if rows := self._unrecorded():
+                log.warning("Not recorded, by the rows' numbers and message ids: %s.", _listed(rows))
+            raise
 
     def _hand_over(self) -> None:
         outcomes, self._outcomes = self._outcomes, []
@@ -276,6 +307,7 @@ class Courier:
             # A supervisor that was killed can't stop this process, and another one is started in its place.
             if self._parent() != self._watched_by:
                 self.stop()
+                return
             await asyncio.sleep(1.0)
 
     async def _tell(self) -> None:
@@ -300,20 +332,25 @@ class Courier:
     async def _record(self, work: Callable[..., Any], **arguments: Any) -> Any:
         """Do the ledger's work in its thread, for minutes if it must be."""
         assert self._loop is not None  # noqa: S101  set before anything is recorded
-        began = self._clock()
+        failed_at: float | None = None
         pause = 0.1
         while True:
             try:
+                self._recording_since = self._clock()
                 return await self._loop.run_in_executor(self._ledger, lambda: work(**arguments))
             except LedgerUnavailable as error:
+                # Not from when it began, after which this process may have been suspended: it is tried once more.
+                failed_at = self._clock() if failed_at is None else failed_at
                 patience = DRAIN_SECONDS if self._told_to_stop else LEDGER_PATIENCE_SECONDS
-                if self._clock() - began > patience:
+                if self._clock() - failed_at > patience:
                     await self._land(0.0)
                     self._hand_over()
                     rows = self._engine.unrecorded()
                     if rows:
                         raise OutcomesLost(rows) from error
                     raise
+            finally:
+                self._recording_since = None
             # Not news: outcomes that come in meanwhile don't bring the ledger back.
             await asyncio.sleep(0.1 if self._told_to_stop else pause)
             pause = min(2 * pause, 5.0)
@@ -356,6 +393,10 @@ class Courier:
             self._failure = self._failure or error
             self.stop()
         self._landed(request, fate, began_at, **facts)
+
+
+def _listed(rows: list[tuple[int, str | None]]) -> str:
+    return ", ".join(f"{rank}: {message_id or 'no message'}" for rank, message_id in rows)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -413,6 +413,51 @@ def test_results_are_held_while_the_ledger_does_not_answer(ledger: SqlLedger, sa
     assert set(posted(sandbox).values()) == {1}
 
 
+def test_a_sender_that_was_suspended_while_it_recorded_tries_once_more(
+    ledger: SqlLedger, sandbox: Any
+) -> None:
+    """The database has cut the connection meanwhile, and is as well as ever."""
+    begun(ledger, 30)
+    broken = Broken(ledger)
+    leap = [0.0]
+
+    def is_gone() -> bool:
+        if leap[0] or sandbox.counts()["messages"] < 10:
+            return False
+        leap[0] = 400.0  # in the middle of a transaction
+        return True
+
+    broken.is_gone = is_gone
+    clock = lambda: uptime() + leap[0]  # noqa: E731
+    engine = SendEngine(broken, "c", Rules(account="acme"), clock=clock)  # type: ignore[arg-type]
+    engine.begin(resumed=False)
+    assert courier(engine, sandbox, clock=clock).run() == Done()
+    assert leap[0]
+    assert states(ledger) == {State.SENT: 30}
+
+
+def test_told_to_stop_while_the_ledger_is_silent_it_names_what_it_knows_before_it_is_killed(
+    ledger: SqlLedger, sandbox: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun(ledger, 30)
+    broken = Broken(ledger)
+    recorded: set[str] = set()
+
+    def is_gone() -> bool:
+        if sandbox.counts()["messages"] >= 10 and not recorded:
+            recorded.update(row.message_ids[0] for row in deliveries(ledger).values() if row.message_ids)
+            run.stop()
+            eventually(lambda: "in doubt" in caplog.text)  # as a driver waits that hears nothing
+        return False
+
+    broken.is_gone = is_gone
+    run = courier(again(broken), sandbox)
+    assert run.run() == Stopped("interrupted")
+    assert recorded
+    messages = {message["id"] for message in sandbox.messages()}
+    assert {message_id for message_id in messages if message_id in caplog.text} == messages - recorded
+
+
 def test_results_that_can_not_be_recorded_in_five_minutes_are_named(ledger: SqlLedger, sandbox: Any) -> None:
     begun(ledger, 100)
     broken = Broken(ledger)

@@ -167,8 +167,9 @@ class SendEngine(Work):
 
     def unrecorded(self) -> list[tuple[int, str | None]]:
         """See :meth:`Engine.unrecorded`."""
-        undone = self._undone[0].results if self._undone is not None else ()
-        return [(result.rank, result.message_id) for result in (*undone, *self._results)]
+        undone = self._undone
+        results = (*(() if undone is None else undone[0].results), *self._results)
+        return [(result.rank, result.message_id) for result in results]
 
     def tally(self) -> dict[str, Json]:
         """See :meth:`Engine.tally`: what this run did so far, its earlier parts included."""
