@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +18,9 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_provider_sib._compat import AirflowFailException
+from airflow_provider_sib.campaign.ledger import LedgerUnsafe
 from airflow_provider_sib.campaign.sql_ledger import schema
+from airflow_provider_sib.campaign.sql_ledger.database import Database
 from airflow_provider_sib.hooks import CampaignHook
 from airflow_provider_sib.hooks.campaign import LedgerPlace
 from airflow_provider_sib.sandbox import Sandbox
@@ -291,6 +295,34 @@ def test_older_code_goes_on_with_what_this_code_left_in_a_newer_schema_that_only
     assert texts == {"We are down on Friday."}
     meta = {row["k"]: row["v"] for row in dumped(url)["sib_meta"]}
     assert (meta["schema"], meta["of_tomorrow"]) == (str(schema.SCHEMA + 1), "1")
+
+
+class Overtaken(Database):
+    """A database in which newer code makes the ledger while this code, that has seen none, waits for the lock."""
+
+    readable_from = 1
+
+    def write(self, work, *, token=0):
+        made(self.engine.url)
+        as_newer_code_would(self.engine.url, self.readable_from)
+        self.made = dumped(self.engine.url)
+        return super().write(work, token=token)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("readable_from", [schema.SCHEMA, schema.SCHEMA + 1])
+def test_a_new_ledger_that_newer_code_makes_first_keeps_its_schema(kind, readable_from, place):
+    database = Overtaken(place(kind), clock=None, sleep=time.sleep, random=random.random, create=True)
+    database.readable_from = readable_from
+    try:
+        if readable_from > schema.SCHEMA:
+            with pytest.raises(LedgerUnsafe, match=r"needs airflow-provider-sib 9\.1\.0 or newer"):
+                schema.opened(database, create=True)
+        else:
+            schema.opened(database, create=True)
+        assert dumped(database.engine.url) == database.made
+    finally:
+        database.close()
 
 
 def empty(url):
