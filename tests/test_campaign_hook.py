@@ -34,6 +34,7 @@ from airflow_provider_sib.hooks.campaign import (
     look,
     open_ledger,
     open_path,
+    open_to_watch,
     pin_progress,
     tasks_run_elsewhere,
 )
@@ -482,6 +483,31 @@ def test_a_database_that_says_no_is_told_of_without_the_password(airflow_db, mon
         shown, causes = shown + str(causes) + repr(causes), causes.__cause__ or causes.__context__
     assert SECRET not in shown
     assert quote(SECRET, safe="") not in shown
+
+
+@pytest.mark.parametrize("password", ["Schlüssel", "5 € 🔑"], ids=["latin-1", "beyond"])
+async def test_a_password_on_mysql_may_have_any_characters(airflow_db, monkeypatch, password):
+    database, engine, drop = make_database("mariadb")
+    login = database.url.database
+    connection = connection_json(
+        conn_type="mysql",
+        login=login,
+        password=password,
+        host=database.url.host,
+        port=database.url.port,
+        schema=database.url.database,
+    )
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER", connection)
+    with engine.connect() as conn:
+        try:
+            conn.exec_driver_sql(f"CREATE USER '{login}'@'%%' IDENTIFIED BY '{password}'")
+            conn.exec_driver_sql(f"GRANT ALL ON {login}.* TO '{login}'@'%%'")
+            made = look(LedgerPlace("ledger"))
+            open_to_watch(await LedgerPlace("ledger").aurl(), made.ledger_id).close()
+        finally:
+            conn.exec_driver_sql(f"DROP USER IF EXISTS '{login}'@'%%'")
+            conn.exec_driver_sql(drop)
+    engine.dispose()
 
 
 @pytest.mark.parametrize(("kind", "driver"), [("postgres", "psycopg2"), ("mysql", "pymysql")])

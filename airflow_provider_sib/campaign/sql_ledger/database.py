@@ -435,13 +435,17 @@ def _engine(url: sa.engine.URL, kind: str) -> sa.engine.Engine:
         )
         sa.event.listen(engine, "connect", _set_up(_on_sqlite))
         return engine
+    arguments: dict[str, Any] = {name: value for name, value in LIMITS[kind].items() if name not in url.query}
+    if url.get_driver_name() == "pymysql" and url.password:
+        # As text PyMySQL sends it in Latin-1, which servers don't expect, and which has no "€".
+        arguments["password"] = str(url.password).encode()
     engine = sa.create_engine(
         url,
         future=True,
         hide_parameters=True,
         isolation_level="READ COMMITTED",
         pool_recycle=240,
-        connect_args={name: value for name, value in LIMITS[kind].items() if name not in url.query},
+        connect_args=arguments,
         **({"executemany_mode": "values_plus_batch"} if url.get_driver_name() == "psycopg2" else {}),
     )
     if kind == "postgresql":
