@@ -31,7 +31,7 @@ from airflow_provider_sib.api.errors import (
 from airflow_provider_sib.api.models import Account, Message, VisitorGroup
 from airflow_provider_sib.sandbox import Sandbox
 
-from .conftest import MESSAGE, answering, reset_at_once, tunnel
+from .conftest import MESSAGE, answering, reset_at_once, self_signed, tunnel
 
 KEY = "xkeysib-0123456789abcdef-secret"
 VISITOR = "kZMvWhf8npAu3H6qd57w2Hv6nh6rnxvg"
@@ -367,6 +367,17 @@ def test_a_company_certificate_is_trusted_by_both_clients_through_one_variable(
     environment.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     server = peer(answering(), tls)
     assert at(server, connect).perform(SEND).value.id == "m"
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates_that_a_variable_names_are_trusted_instead_of_the_systems(
+    connect, peer, environment, certificate, tls, tmp_path, variable
+):
+    environment.setenv("SSL_CERT_FILE", str(certificate))
+    environment.setenv(variable, str(self_signed(tmp_path)))
+    server = peer(answering(), tls)
+    assert "certificate" in failed(at(server, connect)).reason.lower()
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])

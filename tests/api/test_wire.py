@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import ssl
 import zlib
 from typing import Any
 
 import pytest
+import requests.certs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -407,11 +409,12 @@ def checked(**given: Any) -> Any:
 
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 @pytest.fixture
 def environment(monkeypatch):
-    for name in PROXIES:
+    for name in PROXIES + BUNDLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     return monkeypatch
@@ -570,3 +573,15 @@ def test_whatever_is_answered_is_a_result_or_one_of_our_errors(status, headers, 
         assert pickle.loads(pickle.dumps(end)).args == end.args
     else:
         assert isinstance(end.value, Answer)
+
+
+# Certificates
+
+
+def test_where_no_variable_names_certificates_both_clients_trust_those_of_requests(environment):
+    made = checked()
+    alone = ssl.create_default_context(cafile=requests.certs.where())
+    assert made.ca_bundle == requests.certs.where()
+    assert made.certificates is not None
+    assert set(made.certificates.get_ca_certs(True)) == set(alone.get_ca_certs(True))
+    assert made.certificates.verify_mode == ssl.CERT_REQUIRED
