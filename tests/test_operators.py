@@ -339,6 +339,36 @@ class TestAttempts:
         assert texts(sib_sandbox) == ["Hello"]
 
     @pytest.mark.parametrize(
+        ("connection", "defer_after", "said"),
+        [
+            (None, "60", "isn't defined"),
+            ({"password": ""}, "60", "no API key"),
+            ({"extra": {"allowed_visitor": "qa-*"}}, "60", "'allowed_visitor' is unknown"),
+            ({"host": "http://api.brevo.com/v3"}, "60", "allow_insecure_http"),
+            ({}, "5", "10 or more"),
+        ],
+    )
+    def test_what_could_not_begin_leaves_nothing_and_is_sent_once_that_is_mended(
+        self, execute, monkeypatch, sib_sandbox, store, connection, defer_after, said
+    ):
+        with monkeypatch.context() as wrong:
+            wrong.setenv(
+                "AIRFLOW_CONN_SIB_CONVERSATIONS_DEFAULT",
+                "" if connection is None else json.dumps(sib_sandbox.connection() | connection),
+            )
+            wrong.setenv("AIRFLOW__SIB__DEFER_AFTER_SECONDS", defer_after)
+            with pytest.raises(Exception, match=said):
+                execute()
+        assert store == {}
+        execute()
+        assert texts(sib_sandbox) == ["Hello"]
+
+    def test_what_was_sent_is_given_back_whatever_became_of_the_connection(self, execute, monkeypatch):
+        first = execute()
+        monkeypatch.delenv("AIRFLOW_CONN_SIB_CONVERSATIONS_DEFAULT")
+        assert execute() == first
+
+    @pytest.mark.parametrize(
         "fault",
         [
             {"kind": "hang_up_before"},

@@ -27,7 +27,7 @@ from airflow_provider_sib.provider_info import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from airflow.sdk import Connection
 
@@ -178,10 +178,19 @@ class SibConversationsHook(BaseHook):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def prepare(self, call: Call[T]) -> Callable[[], T]:
+        """Open the connection and the quota for a call, so that what is wrong with them shows before it is sent.
+
+        :param call: what to do, as :class:`ConnectionSettings` and :mod:`airflow_provider_sib.api.calls` describe it.
+        :return: carries the call out and gives its result; raises the errors described at the class.
+        """
+        client, quota, wait_seconds = self._client, self._quota, self._wait_seconds
+        if quota is None:
+            return lambda: client.perform(call).value
+        return lambda: quota.perform(client.perform, call, wait_seconds=wait_seconds).value
+
     def _perform(self, call: Call[T]) -> T:
-        if self._quota is None:
-            return self._client.perform(call).value
-        return self._quota.perform(self._client.perform, call, wait_seconds=self._wait_seconds).value
+        return self.prepare(call)()
 
     def send_pushed_message(
         self, visitor_id: str, text: str, *, agent_id: str | None = None, group_id: str | None = None

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from airflow_provider_sib.api.calls import Call
     from airflow_provider_sib.api.models import Message
+    from airflow_provider_sib.hooks import ConnectionSettings
 
 OnDoubt = Literal["fail", "resend"]
 
@@ -91,13 +93,19 @@ class _ConversationsOperator(BaseOperator):
 class _SendOperator(_ConversationsOperator):
     """Send one message at most once: the intent to send is kept before the call, its result after it."""
 
+    visitor_id: str
+
     def __init__(self, *, on_doubt: OnDoubt = "fail", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if on_doubt not in ("fail", "resend"):
             raise ValueError(f'on_doubt must be "fail" or "resend", not {on_doubt!r}.')
         self.on_doubt = on_doubt
 
-    def _send_once(self, context: Context, visitor_id: str, send: Callable[[], Message]) -> dict[str, Any]:
+    @abstractmethod
+    def _call(self, settings: ConnectionSettings) -> Call[Message]:
+        """Describe the message."""
+
+    def _run(self, hook: SibConversationsHook, context: Context) -> dict[str, Any]:
         """Send, unless an earlier try of this task already did or may have.
 
         The text is not compared: a template may render to another one at every try. One task instance sends one
@@ -105,8 +113,8 @@ class _SendOperator(_ConversationsOperator):
         """
         store = task_state_store(context)
         if store is None:
-            return self._sent(send)
-        visitor = hashlib.sha256(visitor_id.encode(errors="surrogatepass")).hexdigest()
+            return self._sent(hook.prepare(self._call(hook.settings)))
+        visitor = hashlib.sha256(self.visitor_id.encode(errors="surrogatepass")).hexdigest()
         earlier = store.get(_ATTEMPT_KEY)
         if earlier and earlier["visitor"] == visitor and self.on_doubt == "fail":
             if message := earlier.get("message"):
@@ -123,6 +131,8 @@ class _SendOperator(_ConversationsOperator):
                 "message is missing, trigger a new DAG run, or run this task again with on_doubt='resend'; if it "
                 "is there, mark this task as success."
             )
+        # Before the attempt is kept: what fails here has surely sent nothing, and must leave no doubt.
+        send = hook.prepare(self._call(hook.settings))
         attempt = {"visitor": visitor, "at": datetime.now(UTC).isoformat("T", "seconds")}
         store.set(_ATTEMPT_KEY, attempt)
         try:
@@ -224,13 +234,10 @@ class SendPushedMessageOperator(_SendOperator):
         except VisitorNotAllowed as error:
             raise AirflowSkipException(str(error)) from error
 
-    def _run(self, hook: SibConversationsHook, context: Context) -> dict[str, Any]:
-        def send() -> Message:
-            return hook.send_pushed_message(
-                self.visitor_id, self.text, agent_id=self.agent_id, group_id=self.group_id
-            )
-
-        return self._send_once(context, self.visitor_id, send)
+    def _call(self, settings: ConnectionSettings) -> Call[Message]:
+        return settings.send_pushed_message(
+            self.visitor_id, self.text, agent_id=self.agent_id, group_id=self.group_id
+        )
 
 
 class SendMessageOperator(_SendOperator):
@@ -282,18 +289,15 @@ class SendMessageOperator(_SendOperator):
         self.agent_name = agent_name
         self.received_from = received_from
 
-    def _run(self, hook: SibConversationsHook, context: Context) -> dict[str, Any]:
-        def send() -> Message:
-            return hook.send_message(
-                self.visitor_id,
-                self.text,
-                agent_id=self.agent_id,
-                agent_email=self.agent_email,
-                agent_name=self.agent_name,
-                received_from=self.received_from,
-            )
-
-        return self._send_once(context, self.visitor_id, send)
+    def _call(self, settings: ConnectionSettings) -> Call[Message]:
+        return settings.send_message(
+            self.visitor_id,
+            self.text,
+            agent_id=self.agent_id,
+            agent_email=self.agent_email,
+            agent_name=self.agent_name,
+            received_from=self.received_from,
+        )
 
 
 class UpdatePushedMessageOperator(_ConversationsOperator):
