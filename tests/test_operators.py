@@ -308,8 +308,10 @@ class TestAttempts:
 
         return _execute
 
-    def test_killed_after_the_result_was_kept_the_retry_gives_it_again(self, execute, sib_sandbox):
-        assert execute() == execute(text="Another rendering of the template")
+    @pytest.mark.parametrize("on_doubt", ["fail", "resend"])
+    def test_killed_after_the_result_was_kept_the_retry_gives_it_again(self, execute, sib_sandbox, on_doubt):
+        first = execute(on_doubt=on_doubt)
+        assert execute(on_doubt=on_doubt, text="Another rendering of the template") == first
         assert texts(sib_sandbox) == ["Hello"]
 
     def test_killed_before_the_result_was_kept_the_retry_sends_nothing(self, execute, sib_sandbox, store):
@@ -319,6 +321,8 @@ class TestAttempts:
         with pytest.raises(AirflowFailException, match="on_doubt='resend'"):
             execute()
         assert texts(sib_sandbox) == ["Hello"]
+        execute(on_doubt="resend")
+        assert texts(sib_sandbox) == ["Hello", "Hello"]
 
     @pytest.mark.parametrize(
         ("fault", "raised"),

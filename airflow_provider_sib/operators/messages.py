@@ -116,7 +116,7 @@ class _SendOperator(_ConversationsOperator):
             return self._sent(hook.prepare(self._call(hook.settings)))
         visitor = hashlib.sha256(self.visitor_id.encode(errors="surrogatepass")).hexdigest()
         earlier = store.get(_ATTEMPT_KEY)
-        if earlier and earlier["visitor"] == visitor and self.on_doubt == "fail":
+        if earlier and earlier["visitor"] == visitor:
             if message := earlier.get("message"):
                 self.log.info(
                     "Not sent again: this task sent message %s at %s. To change it, use an update operator; to "
@@ -125,12 +125,13 @@ class _SendOperator(_ConversationsOperator):
                     earlier["at"],
                 )
                 return dict(message)
-            raise AirflowFailException(
-                f"An earlier try of this task began to send this message at {earlier['at']} and never learnt "
-                "whether Brevo took it, so it is not sent again. Look into the visitor's chat in Brevo. If the "
-                "message is missing, trigger a new DAG run, or run this task again with on_doubt='resend'; if it "
-                "is there, mark this task as success."
-            )
+            if self.on_doubt == "fail":
+                raise AirflowFailException(
+                    f"An earlier try of this task began to send this message at {earlier['at']} and never learnt "
+                    "whether Brevo took it, so it is not sent again. Look into the visitor's chat in Brevo. If the "
+                    "message is missing, trigger a new DAG run, or run this task again with on_doubt='resend'; if "
+                    "it is there, mark this task as success."
+                )
         # Before the attempt is kept: what fails here has surely sent nothing, and must leave no doubt.
         send = hook.prepare(self._call(hook.settings))
         attempt = {"visitor": visitor, "at": datetime.now(UTC).isoformat("T", "seconds")}
