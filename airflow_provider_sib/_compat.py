@@ -6,8 +6,12 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from airflow.sdk import Connection, Context, conf
     from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+    NEVER_EXPIRE: timedelta | None  # which the stub of airflow.sdk leaves out
 else:
     try:
         from airflow.sdk import conf
@@ -15,8 +19,13 @@ else:
     except ImportError:  # Airflow 3.1
         from airflow.configuration import conf
         from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+    try:
+        from airflow.sdk import NEVER_EXPIRE
+    except ImportError:  # Airflow 3.1 and 3.2, which have no task state store
+        NEVER_EXPIRE = None
 
 __all__ = [
+    "NEVER_EXPIRE",
     "AirflowException",
     "AirflowFailException",
     "AirflowSkipException",
@@ -34,12 +43,16 @@ class TaskStateStore(Protocol):
     """What survives a retry, a clear and a SIGKILL of one task instance: JSON values by name."""
 
     def get(self, key: str) -> Any: ...
-    def set(self, key: str, value: Any) -> None: ...
+    def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None: ...
     def delete(self, key: str) -> None: ...
 
 
 def task_state_store(context: Context) -> TaskStateStore | None:
-    """Give the running task's state store, or None on Airflow 3.1 and 3.2, which have none."""
+    """Give the running task's state store, or None on Airflow 3.1 and 3.2, which have none.
+
+    What is set with the retention ``NEVER_EXPIRE`` is kept as long as the DAG run; otherwise it may be gone after
+    ``[state_store] default_retention_days``.
+    """
     return context.get("task_state_store")
 
 

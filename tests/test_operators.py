@@ -282,11 +282,21 @@ class TestRetries:
         assert set(states(dag_run).values()) == {TaskInstanceState.SUCCESS}
         assert texts(sib_sandbox) == ["Try 1", "Try 2"]
 
+    def test_what_was_sent_is_kept_as_long_as_the_run_and_past_airflows_retention(self, run_dag, sib_sandbox):
+        dag_run = run_dag("retried")
+        if HAS_STATE_STORE:
+            from airflow.models.task_state_store import TaskStateStoreModel
+            from airflow.utils.session import create_session
+
+            with create_session() as session:
+                kept = session.query(TaskStateStoreModel).filter_by(run_id=dag_run.run_id).all()
+                assert [(row.task_id, row.expires_at) for row in kept] == [("send", None)]
+
 
 class Store(dict):
     """Airflow's task state store, as one task instance sees it."""
 
-    def set(self, key, value):
+    def set(self, key, value, *, retention=None):
         self[key] = json.loads(json.dumps(value))
 
     def delete(self, key):

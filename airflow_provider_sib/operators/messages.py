@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from airflow.sdk import BaseOperator
 
-from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException, task_state_store
+from airflow_provider_sib._compat import (
+    NEVER_EXPIRE,
+    AirflowFailException,
+    AirflowSkipException,
+    task_state_store,
+)
 from airflow_provider_sib.api.errors import (
     ConversationsError,
     NotFound,
@@ -135,14 +140,14 @@ class _SendOperator(_ConversationsOperator):
         # Before the attempt is kept: what fails here has surely sent nothing, and must leave no doubt.
         send = hook.prepare(self._call(hook.settings))
         attempt = {"visitor": visitor, "at": datetime.now(UTC).isoformat("T", "seconds")}
-        store.set(_ATTEMPT_KEY, attempt)
+        store.set(_ATTEMPT_KEY, attempt, retention=NEVER_EXPIRE)
         try:
             result = self._sent(send)
         except ConversationsError as error:
             if not _maybe_sent(error):
                 store.delete(_ATTEMPT_KEY)
             raise
-        store.set(_ATTEMPT_KEY, attempt | {"message": result})
+        store.set(_ATTEMPT_KEY, attempt | {"message": result}, retention=NEVER_EXPIRE)
         return result
 
     def _sent(self, send: Callable[[], Message]) -> dict[str, Any]:
@@ -172,8 +177,9 @@ class SendPushedMessageOperator(_SendOperator):
     https://developers.brevo.com/reference/send-an-automated-message-to-a-visitor
 
     On Airflow 3.3 and later a retry or clear of the task never repeats a message by itself: the attempt is kept
-    in the task's state store. Airflow 3.1 and 3.2 have no such store: there a retry after a lost answer sends
-    again, so leave ``retries`` at 0 where a second message would be worse than none.
+    in the task's state store, as long as the DAG run. With ``[state_store] clear_on_success`` Airflow forgets it when
+    the task succeeds, and a clear then sends again. Airflow 3.1 and 3.2 have no such store: there a retry after a lost
+    answer sends again, so leave ``retries`` at 0 where a second message would be worse than none.
 
     :param visitor_id: the visitor's id (templated).
     :param text: the message (templated; also a file ``.md.j2`` or ``.txt.j2``).

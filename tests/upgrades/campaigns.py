@@ -114,7 +114,7 @@ TASKS = {"release": release, "orders": orders, "outage": correction}
 class Store(dict):
     """Airflow's task state store, as one task instance sees it."""
 
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
         """Keep what JSON keeps."""
         self[key] = json.loads(json.dumps(value))
 
