@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
+from airflow.sdk import Connection
 
 from airflow_provider_sib import _compat
 from airflow_provider_sib._compat import AirflowFailException
@@ -30,6 +31,7 @@ from airflow_provider_sib.hooks.campaign import (
     EXPORT_COLUMNS,
     LedgerPlace,
     Pin,
+    _url,
     connect,
     look,
     open_ledger,
@@ -410,6 +412,16 @@ def test_a_connection_that_holds_no_ledger_is_refused(monkeypatch, connection, s
     monkeypatch.setenv("AIRFLOW_CONN_LEDGER", connection.replace("{secret}", quote(SECRET, safe="")))
     with pytest.raises(AirflowFailException, match=sentence) as refused:
         LedgerPlace("ledger").url()
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("conn_type", ["postgres", "mysql"])
+def test_an_extra_that_is_no_json_object_is_refused_since_its_certificates_would_be_lost(conn_type):
+    connection = Connection(
+        conn_id="ledger", conn_type=conn_type, schema="ledgers", extra=f'{{"sslkey": "{SECRET}",}}'
+    )
+    with pytest.raises(AirflowFailException, match="'ledger': its extra is no JSON object") as refused:
+        _url(connection)
     assert SECRET not in str(refused.value)
 
 

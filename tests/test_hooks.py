@@ -136,6 +136,49 @@ class TestConnection:
         with pytest.raises(AirflowFailException, match=next(reversed(extra))):
             settings(extra=extra)
 
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            '{"allowed_visitors": "qa-*",}',
+            "{'allowed_visitors': 'qa-*'}",
+            "allowed_visitors=qa-*",
+            '["qa-*"]',
+            r'"{\"allowed_visitors\": \"qa-*\"}"',
+            "null",
+        ],
+    )
+    def test_an_extra_that_is_no_json_object_is_refused_and_not_shown(self, extra):
+        with pytest.raises(
+            AirflowFailException, match="Connection 'c': its extra is no JSON object"
+        ) as refused:
+            settings(extra=extra)
+        assert "qa-*" not in str(refused.value)
+
+    @pytest.mark.parametrize("extra", [None, "", " \n", "{}"])
+    def test_a_blank_extra_is_none(self, extra, logged):
+        assert settings(extra=extra) == settings()
+        assert logged() == ""
+
+    async def test_so_it_is_in_a_trigger_and_by_the_test_button(self):
+        """As a worker's secrets backend gives it; where Airflow keeps it itself, it has refused it before."""
+
+        class Hook(SibConversationsHook):
+            @classmethod
+            def get_connection(cls, conn_id):
+                return Connection(
+                    conn_id=conn_id, conn_type="sib_conversations", password="xkeysib-1", extra="{,}"
+                )
+
+            @classmethod
+            async def aget_connection(cls, conn_id):
+                return cls.get_connection(conn_id)
+
+        with pytest.raises(AirflowFailException, match="no JSON object"):
+            await Hook().aget_settings()
+        works, said = Hook().test_connection()
+        assert not works
+        assert "its extra is no JSON object" in said
+
     def test_warned_of_at_run_time(self, connect, logged):
         with connect(timeout=5) as hook:
             hook.send_pushed_message(VISITOR, "Hello")

@@ -254,6 +254,15 @@ class TestInAirflow:
             ("cid", "Hello 2", True),
         }
 
+    def test_where_the_connections_guard_cannot_be_read_nobody_is_written_to(
+        self, monkeypatch, run_dag, sib_sandbox
+    ):
+        connection = sib_sandbox.connection() | {"extra": '{"allowed_visitors": "qa-*",}'}
+        monkeypatch.setenv("AIRFLOW_CONN_SIB_CONVERSATIONS_DEFAULT", json.dumps(connection))
+        dag_run = run_dag("retried")
+        assert states(dag_run) == {("send", -1): TaskInstanceState.FAILED}
+        assert texts(sib_sandbox) == []
+
     def test_a_callback_notifies(self, run_dag, sib_sandbox):
         run_dag("notifying")
         assert texts(sib_sandbox) == ["nothing is through."]

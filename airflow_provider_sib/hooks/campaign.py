@@ -23,6 +23,7 @@ from airflow.sdk import BaseHook
 
 from airflow_provider_sib import _compat
 from airflow_provider_sib._compat import AirflowFailException, conf
+from airflow_provider_sib.hooks.connection import extra_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -93,7 +94,8 @@ class LedgerPlace:
     def url(self) -> URL:
         """Give the database's address, with its password.
 
-        :raises AirflowFailException: when the connection is of a kind that holds no ledger.
+        :raises AirflowFailException: when the connection is of a kind that holds no ledger, or its extra is no JSON
+            object.
         """
         return _file_url() if self.conn_id is None else _url(_compat.get_connection(self.conn_id))
 
@@ -127,7 +129,7 @@ def _url(connection: Connection) -> URL:
             f"Connection {connection.conn_id!r} is of type {connection.conn_type!r}, in which no ledger can be "
             "kept: use one of type postgres or mysql."
         )
-    extra = connection.extra_dejson
+    extra = extra_of(connection)
     if driver == "mysql+pymysql":
         if not connection.schema:
             raise AirflowFailException(

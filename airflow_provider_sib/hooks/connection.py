@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -31,6 +32,27 @@ GUARDS = ("allowed_visitors", "proxy", "agent_id", "group_id")
 
 class VisitorNotAllowed(ConversationsError):
     """A message was not sent since the connection's extra ``allowed_visitors`` leaves its visitor out."""
+
+
+def extra_of(connection: Connection) -> dict[str, Any]:
+    """Read a connection's extra; for what is no JSON, Airflow's own ``extra_dejson`` gives {}, as if there were none.
+
+    :raises AirflowFailException: when it is neither blank nor a JSON object; the message shows nothing of it.
+    """
+    text = connection.extra or ""
+    if not text.strip():
+        return {}
+    extra, where = None, ""
+    try:
+        extra = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f" ({error.msg}: line {error.lineno}, column {error.colno})"
+    if not isinstance(extra, dict):
+        raise AirflowFailException(
+            f"Connection {connection.conn_id!r}: its extra is no JSON object{where}, so what it says cannot be "
+            'followed. Write it as {"name": "value"}, or leave it empty.'
+        )
+    return connection.extra_dejson  # which masks its secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +91,10 @@ class ConnectionSettings:
         """Read a connection; what is wrong is listed in ``problems`` and takes the default meanwhile.
 
         :param connection: of type ``sib_conversations``.
-        :raises AirflowFailException: when it has no API key, or an extra that guards it (``GUARDS``) cannot be read or
-            is misspelt.
+        :raises AirflowFailException: when it has no API key, its extra is no JSON object, or an extra that guards it
+            (``GUARDS``) cannot be read or is misspelt.
         """
-        extras, problems = _read_extras(connection.extra_dejson)
+        extras, problems = _read_extras(extra_of(connection))
         api_key = (connection.password or "").strip()
         if not api_key:
             raise AirflowFailException(
