@@ -1045,11 +1045,45 @@ def test_a_forgotten_visitor_is_erased_everywhere_and_stays_unwritten_to(ledger:
     cycle(ledger, 0, [result(row, PENDING)], campaign="c")
     cycled = cycle(ledger, campaign="c")
     assert ([row.visitor_id for row in cycled.claimed], cycled.skipped) == (["v2"], {"forgotten": 1})
-    audience(ledger, people(1), "e")
-    assert cycle(ledger, campaign="e").skipped == {"forgotten": 1}
-    assert rows(ledger, "e")[10].visitor_id is None
     assert [entry.visitor_id for entry in ledger.suppressed()] == [None]
     assert ledger.unsuppress(["v1"]) == 1
+
+
+@pytest.mark.parametrize("each_run", [False, True])
+@pytest.mark.parametrize("when", ["before", "while the audience is read"])
+def test_a_later_audience_holds_of_a_forgotten_visitor_what_a_claim_would_leave_though_none_comes(
+    ledger: Ledger, each_run: bool, when: str
+) -> None:
+    opened(ledger, each_run=each_run)
+    ledger.set_status("c", CampaignStatus.PAUSED)
+    ledger.suppress(["v4"], "bounced")
+    told = [*people(1, skip="holdout", variables={"m": "x"}), *people(2, 3, 4, variables={"m": "x"})]
+
+    def forget() -> None:
+        for visitor in ("v1", "v2"):
+            ledger.forget_visitor(visitor)
+
+    def read() -> Iterator[Enrolment]:
+        yield from told
+        if when != "before":
+            forget()
+
+    if when == "before":
+        forget()
+    assert ledger.enrol("c", read()) == Enrolled(4, 0, 0, 4)
+    kept = rows(ledger)
+    for rank, reason in ((10, "holdout"), (20, "forgotten")):
+        erased = kept[rank]
+        assert (erased.state, erased.reason) == (SKIPPED, reason)
+        assert (erased.visitor_id, erased.variables, erased.key[0]) == (None, None, "#")
+    assert [(row.visitor_id, row.key, row.state) for row in (kept[30], kept[40])] == [
+        ("v3", "k3", PENDING),
+        ("v4", "k4", PENDING),
+    ]
+    assert ledger.enrol("c", told) == (Enrolled(0, 4, 0, 4) if each_run else Enrolled(0, 0, 0, 4))
+    ledger.set_status("c", CampaignStatus.RUNNING)
+    cycled = cycle(ledger)
+    assert ([row.visitor_id for row in cycled.claimed], cycled.skipped) == (["v3"], {"suppressed": 1})
 
 
 def test_variables_of_what_came_to_an_end_are_scrubbed_after_a_while(ledger: Ledger, clock: Clock) -> None:

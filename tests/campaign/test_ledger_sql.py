@@ -359,6 +359,30 @@ def test_sending_goes_on_beside_an_enrolment(sql_house: House) -> None:
     assert enroller.counts("big").total == 20_000
 
 
+@pytest.mark.parametrize("each_run", [False, True])
+def test_whoever_is_forgotten_while_an_audience_is_taken_in_is_erased_from_it(
+    sql_house: House, each_run: bool
+) -> None:
+    ledger, other = sql_house.open(), sql_house.open()
+    opened(ledger, each_run=each_run)
+    visitors = ("v1", "v4999")
+    forgetting = threading.Thread(target=lambda: list(map(other.forget_visitor, visitors)))
+
+    def meanwhile(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO sib_delivery" in statement and forgetting.ident is None:
+            forgetting.start()
+            # Time enough to mark and to look for the first of them, whose row is not committed yet.
+            forgetting.join(1)
+
+    sa.event.listen(engine_of(ledger), "before_cursor_execute", meanwhile)
+    assert ledger.enrol("c", people(*range(5000))).joined == 5000
+    forgetting.join()
+    kept = rows(ledger)
+    for rank in (10, 49_990):
+        assert (kept[rank].visitor_id, kept[rank].key[0], kept[rank].state) == (None, "#", SKIPPED)
+    assert sum(row.visitor_id is None for row in kept.values()) == 2
+
+
 # enrolments that are cut off
 
 

@@ -265,6 +265,9 @@ class MemoryLedger:
             for rank, row in new.items():
                 book.ranks[row.key] = rank
                 book.put(_delivery(row, rank, now_ms))
+                suppression = self._suppressed.get(self._hash(row.visitor_id))
+                if suppression is not None and suppression.visitor_id is None:
+                    self._forget(book, book.rows[rank], now_ms)
             book.order = sorted(book.rows)
             again = new and kept.status is CampaignStatus.FINISHED
             book.campaign = replace(
@@ -519,9 +522,7 @@ class MemoryLedger:
             for book in self._books.values():
                 book.excluded -= {visitor_id}
                 for row in [row for row in book.rows.values() if row.visitor_id == visitor_id]:
-                    if row.state is State.PENDING:
-                        book.put(replace(row, state=State.SKIPPED, reason=FORGOTTEN, at_ms=now_ms))
-                    self._erase(book, book.rows[row.rank], [])
+                    self._forget(book, row, now_ms)
                     changed += 1
             return changed
 
@@ -647,6 +648,11 @@ class MemoryLedger:
                     self._touch(at, (cycle.cap.group, self._hash(row.visitor_id or "")), now_ms)
                     undo.append(partial(self._untouch, at))
         return claimed, dict(skipped)
+
+    def _forget(self, book: _Book, row: Delivery, now_ms: int) -> None:
+        if row.state is State.PENDING:
+            row = replace(row, state=State.SKIPPED, reason=FORGOTTEN, at_ms=now_ms)
+        self._erase(book, row, [])
 
     def _erase(self, book: _Book, row: Delivery, undo: list[Callable[[], None]]) -> None:
         if row.visitor_id is None:

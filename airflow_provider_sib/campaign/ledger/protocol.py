@@ -128,7 +128,8 @@ class Ledger(Protocol):
         was enrolled. A snapshot appears at once and whole when its last row is in; killed before, there is
         none and the next call starts anew. When a snapshot is complete already nothing is read. With
         ``each_run`` rows join in batches, those known by once key are left out, and a finished campaign that
-        somebody joined runs again.
+        somebody joined runs again. A forgotten visitor's row is erased before it is kept, and skipped: as
+        ``forgotten``, unless it came with a reason of its own.
 
         :param rows: in any order; twice the same key counts as a duplicate, the first wins.
         :param bad_rows: asked after the last row for the number of unusable ones, to be kept.

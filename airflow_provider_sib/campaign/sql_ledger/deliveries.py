@@ -161,7 +161,7 @@ def skip(tx: Transaction, book: books.Book, skipped: Mapping[str, list[int]]) ->
             seqs=seqs,
         )
     if FORGOTTEN in skipped:
-        # Someone forgotten was in an audience again.
+        # Whoever is forgetting them has not come to this campaign yet.
         rows = tx.rows(
             "SELECT seq, once_key FROM sib_delivery"
             " WHERE part = :part AND seq IN :seqs AND visitor IS NOT NULL",

@@ -7,14 +7,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_sib.campaign.ledger import (
+    FORGOTTEN,
     Campaign,
     CampaignStatus,
     Enrolled,
     Enrolment,
+    State,
     rank_after,
     to_json,
 )
-from airflow_provider_sib.campaign.sql_ledger import books, parts
+from airflow_provider_sib.campaign.sql_ledger import books, facts, parts
 from airflow_provider_sib.campaign.sql_ledger.database import Database, Transaction, chunks
 from airflow_provider_sib.campaign.sql_ledger.parts import FILL_LEASE_MS
 from airflow_provider_sib.campaign.sql_ledger.spool import Distinct, Spool, placed
@@ -52,20 +54,21 @@ def enrol(
 def _snapshot(database: Database, campaign_id: str, spool: Spool, bad: int) -> Enrolled | None:
     """Take a spooled audience in whole; None: this try was taken for dead and buried meanwhile."""
     part = database.write(lambda tx: parts.new(tx, campaign_id, "filling"))
-    distinct = Distinct(spool)
+    distinct, forgotten = Distinct(spool), _Forgotten()
     total = 0
     for chunk in chunks(placed(distinct)):
         now_ms = database.read(Transaction.now_ms)
         values = [(part, *row, now_ms) for row in chunk]
 
         def fill(tx: Transaction, values: list[tuple[Any, ...]] = values) -> bool:
+            books.lock(tx, campaign_id)
             alive = tx.run(
                 "UPDATE sib_part SET lease_ms = :lease WHERE part = :part AND state = 'filling'",
                 lease=tx.now_ms() + FILL_LEASE_MS,
                 part=part,
             )
             if alive:
-                _insert(tx, values)
+                _insert(tx, forgotten.erased(tx, values))
             return bool(alive)
 
         if not database.write(fill):
@@ -120,7 +123,7 @@ def _campaign(database: Database, campaign_id: str) -> Campaign:
 def _join(database: Database, campaign_id: str, spool: Spool, bad: int) -> Enrolled:
     """Let a spooled audience join those who are there."""
     zones = database.write(lambda tx: _begin_join(tx, campaign_id, spool.zones))
-    distinct = Distinct(spool)
+    distinct, forgotten = Distinct(spool), _Forgotten()
     joined = known = 0
     for chunk in chunks(distinct):
         rows = [(*row[:3], zones[row[3]], *row[4:]) for row in chunk]
@@ -129,7 +132,7 @@ def _join(database: Database, campaign_id: str, spool: Spool, bad: int) -> Enrol
             book = books.lock(tx, campaign_id)
             values = [(book.part, *row, book.now_ms) for row in _newcomers(tx, book.part, rows)]
             if values:
-                _insert(tx, values)
+                _insert(tx, forgotten.erased(tx, values))
                 tx.run(
                     "UPDATE sib_campaign SET total = total + :new WHERE campaign = :campaign",
                     new=len(values),
@@ -194,6 +197,35 @@ def _newcomers(tx: Transaction, part: int, rows: list[tuple[Any, ...]]) -> list[
             keys[rank] = key
             new[rank] = (rank, key, *others)
     return list(new.values())
+
+
+class _Forgotten:
+    """Keeps forgotten visitors out of rows that are about to be inserted, as if they were forgotten right after.
+
+    The campaign must be locked. Who forgets marks, then waits for that lock, then looks for rows: so either the mark
+    is seen here, or the rows are found there.
+    """
+
+    def __init__(self) -> None:
+        self._times: str | None = "not read yet"
+        self._hashes: set[str] = set()
+
+    def erased(self, tx: Transaction, values: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Erase who was forgotten from rows of :data:`ENROLMENT_COLUMNS`."""
+        # The list may be long; that it has grown is told by a number beside it.
+        times = facts.known(tx).get("forgotten")
+        if times != self._times:
+            marked = tx.rows("SELECT hash FROM sib_suppress WHERE scope = '' AND visitor IS NULL")
+            self._times, self._hashes = times, {hash_ for (hash_,) in marked}
+        if not self._hashes:
+            return values
+        return [_erased(tx, row) if tx.hash(row[3]) in self._hashes else row for row in values]
+
+
+def _erased(tx: Transaction, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    part, seq, key, _visitor, zone, variant, locale, _vars, _state, reason, at_ms = row
+    key, state, reason = tx.forgotten_key(key), int(State.SKIPPED), reason or FORGOTTEN
+    return part, seq, key, None, zone, variant, locale, None, state, reason, at_ms
 
 
 def _insert(tx: Transaction, values: list[tuple[Any, ...]]) -> None:

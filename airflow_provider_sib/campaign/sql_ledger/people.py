@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_sib.campaign.ledger import FORGOTTEN, Suppression, UnknownCampaign, flaw_of
-from airflow_provider_sib.campaign.sql_ledger import books, deliveries, parts
+from airflow_provider_sib.campaign.sql_ledger import books, deliveries, facts, parts
 from airflow_provider_sib.campaign.sql_ledger.database import CHUNK, Database, Row, Transaction, chunks
 
 if TYPE_CHECKING:
@@ -119,8 +119,14 @@ def forget_visitor(database: Database, visitor_id: str) -> int:
             reason=FORGOTTEN,
             hash=hashed,
         )
+        # How often it was done, by which enrolments see that the list has grown.
+        facts.keep(tx, "forgotten", str(int(facts.locked(tx, "forgotten") or 0) + 1))
 
     database.write(mark)
+    for campaign in database.read(books.every):
+        # Whoever is enrolling and did not see the mark is waited for: the rows are to be found.
+        with contextlib.suppress(UnknownCampaign):
+            database.read(partial(books.lock, campaign_id=campaign.campaign_id))
     found = database.read(
         lambda tx: tx.rows(
             "SELECT part, visitor FROM sib_delivery WHERE visitor = :visitor",
