@@ -117,6 +117,18 @@ def test_who_must_not_be_written_to_is_skipped_for_good_under_this_key(send, sib
     assert send("order-17-again")["id"]
 
 
+def test_a_forgotten_visitor_is_skipped_by_name_and_what_they_were_sent_before_is_still_known(
+    send, sib_sandbox
+):
+    message_id = send()["id"]
+    with CampaignHook() as hook:
+        assert hook.forget_visitor(VISITOR) == 1
+    assert send()["id"] == message_id
+    with pytest.raises(AirflowSkipException, match=r"forgotten.*campaigns unsuppress"):
+        send("order-18")
+    assert len(texts(sib_sandbox)) == 1
+
+
 def test_what_brevo_refuses_is_tried_again_by_hand_with_its_first_text(send, sib_sandbox):
     sib_sandbox.configure(max_text_length=5)
     for _ in range(2):

@@ -7,6 +7,7 @@ quota, survives a kill between any two lines, and can be looked at, settled and 
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_sib._compat import AirflowFailException, AirflowSkipException
@@ -88,11 +89,12 @@ def _campaign_of(operator: SendPushedMessageOperator) -> str:
 
 
 def _found(ledger: Ledger, campaign_id: str, once_key: str, rank: int) -> Delivery:
-    for delivery in ledger.sent(campaign_id, after=rank - 1, limit=1):
-        if delivery.key == once_key:
-            return delivery
+    def is_it(delivery: Delivery) -> bool:
+        # A forgotten visitor's has lost its key, and is known by its rank.
+        return delivery.key == once_key or (delivery.rank == rank and delivery.visitor_id is None)
+
     unsent = ledger.deliveries(campaign_id, states=set(State) - {State.SENT})
-    return next(delivery for delivery in unsent if delivery.key == once_key)
+    return next(filter(is_it, chain(ledger.sent(campaign_id, after=rank - 1, limit=1), unsent)))
 
 
 def _result(delivery: Delivery, task: CampaignTask, once_key: str) -> dict[str, Any]:
