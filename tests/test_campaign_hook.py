@@ -188,6 +188,17 @@ def test_the_pin_never_goes_back(home, sib_sandbox):
     ledger.close()
 
 
+def test_a_task_leaves_the_pin_to_the_ledger_that_was_adopted_while_it_ran(home, sib_sandbox, logged):
+    old = open_ledger(FILE, to_send=True)
+    deliver(old, visitors=TOLD)
+    adopted = Pin("another", 3)
+    adopted.write(FILE)
+    pin_progress(old, FILE)
+    assert Pin.read(FILE) == adopted
+    assert f"not {old.identity().ledger_id}, with which this task goes on" in logged()
+    old.close()
+
+
 def test_a_database_that_knows_nobody_is_refused_where_a_file_has_sent(home, monkeypatch, sib_sandbox):
     """An Airflow that grows: its campaigns would begin anew in the database."""
     from airflow.models import Variable

@@ -1,4 +1,4 @@
-"""A ledger whose database goes away: what a task does that begins, ends or is deferred just then."""
+"""A ledger whose database goes away, or its pin: what a task does that begins, ends or is deferred just then."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import asyncio
 import json
 import os
 import socket
+import sqlite3
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_sib import triggers
+from airflow_provider_sib import _compat, triggers
 from airflow_provider_sib._compat import AirflowFailException
 from airflow_provider_sib.campaign.engine import Wait
 from airflow_provider_sib.campaign.ledger import LedgerUnavailable
@@ -36,6 +37,7 @@ except ImportError:  # Airflow 3.1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 PLACE = LedgerPlace("ledger")
 
@@ -135,30 +137,54 @@ def execute(operator: SendCampaignOperator) -> dict[str, Any]:
     return operator.execute({"dag_run": SimpleNamespace(run_type="manual", logical_date=now, run_after=now)})
 
 
-def come_to_an_end(gate, end=lambda task: None):
-    """Open a task of a campaign, and let it end as told while its ledger is gone."""
-    with opened(
-        send(), "release", sib_conn_id="sib_conversations_default", ledger_conn_id=None, deferrable=True
-    ) as task:
-        gate.shut()
-        end(task)
+def without_variables(airflow_db: Path, *, there: bool = False) -> None:
+    """Let Airflow fail where it is asked for a Variable, until they are there again."""
+    names = ("variable", "variable_away")
+    before, after = reversed(names) if there else names
+    with closing(sqlite3.connect(airflow_db, timeout=30)) as conn:
+        conn.execute(f"ALTER TABLE {before} RENAME TO {after}")
 
 
 class TestAtItsEnd:
-    def test_a_task_keeps_its_result_and_says_that_the_pin_stays_behind(self, gate, sib_sandbox, logged):
-        come_to_an_end(gate)
+    @pytest.fixture(params=["its ledger", "Airflow's Variables", "a pin that can be read"])
+    def come_to_an_end(self, request, gate, airflow_db, sib_sandbox):
+        """Open a task of a campaign, and let it end as told once the pin can't be brought forward."""
+
+        def _come_to_an_end(end=lambda task: None):
+            with opened(
+                send(),
+                "release",
+                sib_conn_id="sib_conversations_default",
+                ledger_conn_id=None,
+                deferrable=True,
+            ) as task:
+                match request.param:
+                    case "its ledger":
+                        gate.shut()
+                    case "Airflow's Variables":
+                        without_variables(airflow_db)
+                    case _:
+                        _compat.set_variable(PLACE.pin_key, "unreadable", "")
+                end(task)
+
+        yield _come_to_an_end
+        if request.param == "Airflow's Variables":
+            without_variables(airflow_db, there=True)
+
+    def test_a_task_keeps_its_result_and_says_that_the_pin_stays_behind(self, come_to_an_end, logged):
+        come_to_an_end()
         assert "an older copy" in logged()
 
-    def test_a_task_fails_for_its_own_reason(self, gate, sib_sandbox):
+    def test_a_task_fails_for_its_own_reason(self, come_to_an_end):
         def fail(_):
             raise ValueError("its own reason")
 
         with pytest.raises(AirflowFailException, match="its own reason"):
-            come_to_an_end(gate, fail)
+            come_to_an_end(fail)
 
-    def test_a_task_is_deferred_as_it_meant_to_be(self, gate, sib_sandbox):
+    def test_a_task_is_deferred_as_it_meant_to_be(self, come_to_an_end):
         with pytest.raises(TaskDeferred) as deferred:
-            come_to_an_end(gate, lambda task: task._defer(Wait("quota", 100.0, 1_900_000_000_000), before={}))
+            come_to_an_end(lambda task: task._defer(Wait("quota", 100.0, 1_900_000_000_000), before={}))
         assert deferred.value.trigger.until == 1_900_000_000
 
 

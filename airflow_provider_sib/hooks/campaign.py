@@ -417,18 +417,22 @@ def connect(audience: SqlAudience) -> Any:
 def pin_progress(ledger: Ledger, place: LedgerPlace) -> None:
     """Keep in the pin how far the ledger's claims have come, so that an older copy shows.
 
-    A ledger that does not answer just now is no reason to fail: the pin stays behind, as it does for a minute anyway.
+    What fails here is no reason to fail: the pin stays behind, as it does for a minute anyway. The pin of another
+    ledger stays as it is.
     """
-    from airflow_provider_sib.campaign.ledger import LedgerUnavailable
-
     try:
-        identity = ledger.identity()
-    except LedgerUnavailable as error:  # it must not hide what has ended the task
+        identity, kept = ledger.identity(), Pin.read(place)
+        if kept is not None and kept.ledger_id != identity.ledger_id:
+            log.warning(
+                "Another ledger was adopted meanwhile: %s is pinned, and not %s, with which this task goes on. Stop "
+                "the task if that one is to send nothing more.",
+                kept.ledger_id,
+                identity.ledger_id,
+            )
+        elif kept is None or kept.claims < identity.claims:
+            Pin(identity.ledger_id, identity.claims).write(place)
+    except Exception as error:  # noqa: BLE001 - the database or Airflow; it must not hide what has ended the task
         log.warning("How far the ledger has come is not kept, by which an older copy would show. %s", error)
-        return
-    kept = Pin.read(place)
-    if kept is None or kept.claims < identity.claims:
-        Pin(identity.ledger_id, identity.claims).write(place)
 
 
 class CampaignHook(BaseHook):
