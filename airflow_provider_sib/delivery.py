@@ -175,8 +175,8 @@ class Courier:
             self._loop.call_later(0.2, self._say_last_words)
         elif rows := self._unrecorded():
             log.warning(
-                "Told to stop while the ledger does not answer. Unless it still does, these rows will be in doubt, and "
-                "can be settled by these numbers and message ids: %s.",
+                "Told to stop while the ledger does not answer. Unless it still does, these rows will be in doubt, "
+                "and can be settled by these numbers and message ids: %s.",
                 _listed(rows),
             )
 
