@@ -1,8 +1,8 @@
 """Carries a campaign's requests to Brevo: the one place where an error becomes sent, failed or in doubt.
 
-An event loop with many requests in flight, and one thread for the ledger. Knows neither Airflow nor when to come
-back after a long wait: it returns that as a value. What it doesn't know: whether a request whose answer was lost
-was carried out; it says so.
+An event loop with many requests in flight, and a thread each for it and for the ledger. Knows neither Airflow nor
+when to come back after a long wait: it returns that as a value. What it doesn't know: whether a request whose answer
+was lost was carried out; it says so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import logging
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_sib.api import calls
@@ -146,12 +147,27 @@ class Courier:
         self._failure: Exception | None = None
 
     def run(self) -> Wait | Done | Stopped:
-        """Deliver.
+        """Deliver; what a signal's handler raises meanwhile ends it as :meth:`stop` does, and is raised then.
 
         :return: ``Done``; ``Stopped``, also with ``interrupted``; or ``Wait``, for longer than to wait in place.
         :raises OutcomesLost: the ledger is gone, with outcomes that it doesn't know.
         :raises LedgerUnavailable: the ledger is gone, and knows all.
         """
+        # In a thread of its own, since a signal's handler may raise, as that of Airflow's `execution_timeout` does. It
+        # does so in the main thread: in the midst of a request, which would be lost, or of uvloop, which only logs it.
+        delivery: Future[Wait | Done | Stopped] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="sib-delivery") as thread:
+            try:
+                delivery = thread.submit(copy_context().run, self._run)
+                wait([delivery])
+            except BaseException:
+                self.stop()
+                if delivery is not None:
+                    delivery.result()  # what it raises matters more
+                raise
+            return delivery.result()
+
+    def _run(self) -> Wait | Done | Stopped:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(self.deliver())
 

@@ -342,6 +342,18 @@ class TestWaiting:
         assert told(sandbox) == once_each(400)
         assert campaigns.report("release").in_doubt == 0
 
+    def test_an_execution_timeout_ends_it_within_seconds_and_loses_nobody(self, run, sandbox, campaigns):
+        sandbox.fault("latency", seconds=0.2)
+        began = time.monotonic()
+        timeout = timedelta(seconds=3)
+        assert run(lambda: send(1000, deferrable=False, retries=0, execution_timeout=timeout)) == FAILED
+        assert time.monotonic() - began < 15
+        assert sandbox.messages()
+        sandbox.clear_faults()
+        execute(send(1000))
+        assert told(sandbox) == once_each(1000)
+        assert campaigns.report("release").in_doubt == 0
+
     def test_a_task_whose_supervisor_is_killed_while_it_enrols_sends_nothing(self, sandbox, campaigns):
         command = f"{sys.executable} -c {shlex.quote(ORPHANED)}; true"
         supervisor = subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

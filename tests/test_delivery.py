@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -380,6 +382,60 @@ def test_told_to_stop_before_it_runs_it_sends_nothing(ledger: SqlLedger, sandbox
     assert sandbox.counts()["messages"] == 0
 
 
+class TimedOut(BaseException):
+    """As Airflow's `AirflowTaskTimeout` is one."""
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def _on_either_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "asyncio":
+        monkeypatch.setitem(sys.modules, "uvloop", None)  # as where it is not installed
+    else:
+        pytest.importorskip("uvloop")
+
+
+@contextmanager
+def timed_out_after(seconds: float) -> Iterator[None]:
+    """Raise once in the main thread from a signal's handler, as Airflow's `execution_timeout` does."""
+
+    def handler(*_: Any) -> None:
+        raise TimedOut
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("_on_either_loop")
+def test_timed_out_before_a_silent_server_it_raises_within_seconds_and_names_the_doubts(
+    ledger: SqlLedger, sandbox: Any
+) -> None:
+    sandbox.fault("never_answer", after=40)
+    run = courier(begun(ledger, 500), sandbox, timeout_seconds=20.0)
+    began = time.monotonic()
+    with pytest.raises(TimedOut), timed_out_after(1.0):
+        run.run()
+    assert time.monotonic() - began < 5.5
+    doubts = [row for row in deliveries(ledger).values() if row.state is State.IN_DOUBT]
+    assert 0 < len(doubts) <= 8
+    assert {row.reason for row in doubts} == {"stopped"}
+    assert states(ledger) == {State.SENT: 40, State.IN_DOUBT: len(doubts), State.PENDING: 460 - len(doubts)}
+
+
+@pytest.mark.usefixtures("_on_either_loop")
+def test_timed_out_in_full_flight_it_raises_and_puts_nobody_in_doubt(ledger: SqlLedger, sandbox: Any) -> None:
+    run = courier(begun(ledger, 20_000), sandbox)
+    with pytest.raises(TimedOut), timed_out_after(0.5):
+        run.run()
+    found = states(ledger)
+    assert found.keys() == {State.SENT, State.PENDING}
+    assert found[State.SENT] == len(posted(sandbox))
+
+
 # When the ground gives way
 
 
@@ -485,6 +541,20 @@ def test_results_that_can_not_be_recorded_in_five_minutes_are_named(ledger: SqlL
     assert named <= messages.keys()
     assert {messages[left] for left in messages.keys() - known - named} <= visitors
     assert all(message_id in str(caught.value) for message_id in named)
+
+
+def test_timed_out_while_the_ledger_does_not_answer_it_names_the_results(
+    ledger: SqlLedger, sandbox: Any
+) -> None:
+    begun(ledger, 100)
+    broken = Broken(ledger)
+    broken.is_gone = lambda: sandbox.counts()["messages"] >= 20
+    with pytest.raises(OutcomesLost) as caught, timed_out_after(1.0):
+        courier(again(broken), sandbox).run()
+    assert isinstance(caught.value.__context__, TimedOut)
+    known = {row.message_ids[0] for row in deliveries(ledger).values() if row.message_ids}
+    named = {message_id for _, message_id in caught.value.rows}
+    assert known | named == {message["id"] for message in sandbox.messages()}
 
 
 def test_a_process_that_was_suspended_between_claim_and_request_does_not_send(
