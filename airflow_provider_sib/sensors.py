@@ -11,7 +11,7 @@ from airflow_provider_sib._compat import AirflowFailException, conf
 from airflow_provider_sib.api.errors import NotFound, RateLimited
 from airflow_provider_sib.arguments import boolean, number
 from airflow_provider_sib.hooks import SibConversationsHook, failing_for_good
-from airflow_provider_sib.hooks.campaign import CampaignHook
+from airflow_provider_sib.hooks.campaign import CampaignHook, Pin, refuse_a_file_not_shared
 from airflow_provider_sib.links import CampaignLink
 from airflow_provider_sib.provider_info import DEFAULT_CONN_ID
 
@@ -120,8 +120,8 @@ class MessageSensor(BaseSensorOperator):
 class CampaignSensor(BaseSensorOperator):
     """Wait until a campaign has an outcome for its audience; it asks the ledger and makes no API call.
 
-    A campaign that is paused, however much of it is settled, or not there yet, is waited for; an aborted one fails
-    the sensor.
+    A campaign that is paused, however much of it is settled, or not there yet, is waited for, and so is a ledger that
+    no task has made yet; an aborted campaign fails the sensor.
 
     :param campaign_id: the campaign (templated).
     :param settled_share: share, above 0, of those who may be sent to that must have an outcome: sent, failed, in
@@ -130,7 +130,8 @@ class CampaignSensor(BaseSensorOperator):
         else a file on this machine.
     :param mode: gives the worker slot back between two looks, unless ``"poke"``.
     :return: (XCom) the campaign's report as a dict.
-    :raises AirflowFailException: when the campaign is aborted.
+    :raises AirflowFailException: when the campaign is aborted, or the ledger is not the one that tasks send with: a
+        file where they run on several machines, another one than before.
     """
 
     template_fields: Sequence[str] = ("campaign_id", "ledger_conn_id")
@@ -158,12 +159,20 @@ class CampaignSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - the signature is Airflow's
         """Look once."""
-        from airflow_provider_sib.campaign.ledger import CampaignStatus, UnknownCampaign
+        from airflow_provider_sib.campaign.ledger import CampaignStatus, LedgerMissing, UnknownCampaign
 
-        with CampaignHook(self.ledger_conn_id) as hook:
+        with CampaignHook(self.ledger_conn_id, create=False) as hook:
+            refuse_a_file_not_shared(hook.place)
+            # Before the look: meanwhile the first task that sends may make the ledger, and pin it.
+            pin = Pin.read(hook.place)
             try:
                 report = hook.report(self.campaign_id)
-            except UnknownCampaign as error:
+            except (LedgerMissing, UnknownCampaign) as error:
+                if isinstance(error, LedgerMissing) and pin is not None:
+                    raise AirflowFailException(
+                        f"{error} There was one, and it is pinned. Bring it back; or, if you accept that visitors may "
+                        f"be written to twice, run `{hook.place.command('ledger', 'adopt')}`."
+                    ) from error
                 self.log.info("%s Waiting for it.", error)
                 return PokeReturnValue(is_done=False)
         if report.status == CampaignStatus.ABORTED:

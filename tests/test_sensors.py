@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from airflow_provider_sib._compat import AirflowFailException
-from airflow_provider_sib.hooks import SibConversationsHook
+from airflow_provider_sib.campaign.ledger import LedgerMissing
+from airflow_provider_sib.hooks import CampaignHook, SibConversationsHook
 from airflow_provider_sib.operators import SendCampaignOperator
 from airflow_provider_sib.sensors import CampaignSensor, MessageSensor
 
@@ -181,7 +183,23 @@ class TestCampaignSensor:
 
     def test_one_that_is_not_there_yet_is_waited_for_and_nothing_is_made(self, campaigns):
         assert self.poke() == (False, None)
-        assert campaigns.list() == []
+        with CampaignHook(create=False) as hook, pytest.raises(LedgerMissing):
+            hook.list()
+        assert campaigns.list() == []  # an empty ledger, made by who asked
+        assert self.poke() == (False, None)
+
+    def test_a_ledger_that_was_pinned_and_is_gone_fails_it(self, campaigns):
+        self.send()
+        Path(campaigns.place.url().database).unlink()
+        with pytest.raises(AirflowFailException, match=r"There is no ledger at .* pinned.* ledger adopt`\.$"):
+            self.poke()
+
+    def test_a_file_is_refused_where_tasks_may_run_on_another_machine(self, campaigns, monkeypatch):
+        """Each worker would look into a file of its own, and wait for days."""
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+        with pytest.raises(AirflowFailException, match=r"executor is CeleryExecutor.*ledger_conn_id"):
+            self.poke()
+        assert not Path(campaigns.place.url().database).exists()
 
     def test_one_that_is_through_is_done_and_gives_its_report(self, campaigns, sib_sandbox):
         self.send()
