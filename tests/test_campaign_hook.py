@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import socket
 import sys
 import time
+from contextlib import ExitStack
 from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from airflow.sdk import Connection
@@ -41,9 +44,11 @@ from airflow_provider_sib.hooks.campaign import (
     tasks_run_elsewhere,
 )
 
+from .api.conftest import Peer, passed_on, self_signed, speaking_tls
 from .campaign.conftest import make_database
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -328,6 +333,11 @@ def connection_json(**fields: Any) -> str:
     return json.dumps(fields)
 
 
+LIBPQ_SECURITY = (
+    "sslmode", "sslcompression", "sslcert", "sslkey", "sslpassword", "sslcertmode", "sslrootcert", "sslcrl",
+    "sslcrldir", "sslsni", "ssl_min_protocol_version", "ssl_max_protocol_version", "requirepeer", "require_auth",
+    "channel_binding", "gssencmode", "gsslib", "gssdelegation", "krbsrvname",
+)  # fmt: skip
 POSTGRES = {"login": "ann", "password": SECRET, "host": "db.example", "port": 5433, "schema": "ledgers"}
 
 
@@ -384,6 +394,15 @@ POSTGRES = {"login": "ann", "password": SECRET, "host": "db.example", "port": 54
                 "read_timeout": "300",
             },
         ),
+        (
+            connection_json(
+                conn_type="postgres",
+                **POSTGRES,
+                extra=dict.fromkeys(LIBPQ_SECURITY, "x") | {"sslnegotiation": ""},
+            ),
+            "postgresql+psycopg2",
+            dict.fromkeys(LIBPQ_SECURITY, "x"),
+        ),
     ],
 )
 def test_an_airflow_connection_becomes_the_databases_address(monkeypatch, connection, driver, query):
@@ -394,6 +413,67 @@ def test_an_airflow_connection_becomes_the_databases_address(monkeypatch, connec
         "ann", SECRET, "db.example", 5433, "ledgers",
     )  # fmt: skip
     assert SECRET not in str(url)
+
+
+CA = {"ssl_ca": "/ca.pem"}
+UNCOMPARED, COMPARED = {"ssl_check_hostname": "false"}, {"ssl_check_hostname": "true"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "query"),
+    [
+        ({"ssl": '{"ca": "/ca.pem", "cipher": "AES256-SHA"}'}, CA | {"ssl_cipher": "AES256-SHA"}),
+        ({"ssl": {"ca": "/ca.pem", "capath": None, "check_hostname": False}}, CA | UNCOMPARED),
+        ({"ssl": ""}, {}),
+        ({"ssl_mode": "DISABLED"}, {"ssl_disabled": "true"}),
+        ({"ssl_mode": "required"}, UNCOMPARED),
+        ({"ssl_mode": "VERIFY_CA"} | CA, CA | UNCOMPARED),
+        ({"ssl_mode": "VERIFY_IDENTITY", "ssl": {"ca": "/ca.pem"}}, CA | COMPARED),
+        ({"ssl_mode": "VERIFY_IDENTITY", "ssl_check_hostname": "false"} | CA, CA | COMPARED),
+        ({"ssl_verify_cert": True} | CA, CA | UNCOMPARED),
+        ({"ssl_verify_cert": "true", "ssl_verify_identity": "true"} | CA, CA | COMPARED),
+        ({"ssl_check_hostname": True, "ssl_capath": "/certs"}, {"ssl_capath": "/certs"} | COMPARED),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("as_uri", [False, True])
+def test_what_a_mysql_connection_says_of_tls_reaches_the_driver(monkeypatch, extra, query, as_uri):
+    connection = connection_json(conn_type="mysql", **POSTGRES, extra=extra)
+    if as_uri:
+        texts = {
+            name: value if isinstance(value, str) else json.dumps(value) for name, value in extra.items()
+        }
+        connection = f"mysql://ann@db.example/ledgers?{urlencode(texts)}"
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER", connection)
+    assert dict(LedgerPlace("ledger").url().query) == query | {"charset": "utf8mb4"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "named", "use"),
+    [
+        ("mysql", {"ssl": "ca.pem"}, "ssl", r"\{\"ca\": "),
+        ("mysql", {"ssl": True}, "ssl", r"\{\"ca\": "),
+        ("mysql", {"ssl_mode": "PREFERRED"}, "ssl_mode", "DISABLED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY"),
+        ("mysql", {"ssl_mode": "VERIFY_CA"}, "ssl_mode", "ssl_ca"),
+        ("mysql", {"ssl_verify_identity": True}, "ssl_verify_identity", "ssl_ca"),
+        ("mysql", {"ssl_check_hostname": True}, "ssl_check_hostname", "ssl_ca"),
+        ("mysql", {"ssl_check_hostname": "1"} | CA, "ssl_check_hostname", "ssl_mode"),
+        ("mysql", {"ssl_verify_cert": False} | CA, "ssl_verify_cert", "ssl_mode"),
+        ("mysql", {"ssl": {"ca": "/ca.pem", "verify_mode": "required"}}, "ssl_verify_mode", "ssl_mode"),
+        ("mysql", {"ssl": {"password": SECRET}}, "ssl_password", "ssl_mode"),
+        ("mysql", {"ssl_disabled": False}, "ssl_disabled", "ssl_mode"),
+        ("mysql", {"sslmode": "verify-full"}, "sslmode", "ssl_mode"),
+        ("mysql", {"tls_versions": ["TLSv1.3"]}, "tls_versions", "ssl_mode"),
+        ("postgres", {"ssl_mode": "VERIFY_CA"}, "ssl_mode", "sslmode, sslrootcert"),
+        ("postgres", {"ssl": {"ca": "/ca.pem"}}, "ssl", "sslmode, sslrootcert"),
+    ],
+    ids=str,
+)
+def test_what_would_not_reach_the_driver_of_tls_is_refused_by_name(monkeypatch, kind, extra, named, use):
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER", connection_json(conn_type=kind, **POSTGRES, extra=extra))
+    with pytest.raises(AirflowFailException, match=rf"'{named}' of connection 'ledger'.*{use}") as refused:
+        LedgerPlace("ledger").url()
+    assert SECRET not in str(refused.value)
 
 
 async def test_a_trigger_gets_the_same_address_without_blocking(monkeypatch):
@@ -506,6 +586,104 @@ def test_a_database_that_says_no_is_told_of_without_the_password(airflow_db, mon
         shown, causes = shown + str(causes) + repr(causes), causes.__cause__ or causes.__context__
     assert SECRET not in shown
     assert quote(SECRET, safe="") not in shown
+
+
+def before_mysql(server: Any, tls: ssl.SSLContext | None):
+    """Stand before a MySQL server and speak TLS for it or, without a context, keep it from doing so."""
+    TLS = 0x08  # noqa: N806  (CLIENT_SSL, in the second byte of either side's flags)
+
+    def packet(sock: socket.socket) -> bytearray:
+        line = sock.makefile("rb", buffering=0)
+        if not (head := line.read(4)):
+            raise ConnectionError
+        return bytearray(head + line.read(int.from_bytes(head[:3], "little")))
+
+    def behave(peer, sock):
+        with socket.create_connection((server.host, server.port or 3306)) as onward, ExitStack() as stack:
+            # https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_connection_phase.html
+            greeting = packet(onward)
+            flags = greeting.index(0, 5) + 1 + 4 + 8 + 1 + 1
+            greeting[flags] = greeting[flags] | TLS if tls else greeting[flags] & ~TLS
+            sock.sendall(greeting)
+            if tls:
+                assert packet(sock)[5] & TLS
+                sock = stack.enter_context(tls.wrap_socket(sock, server_side=True))
+            while greeting[4] not in (0, 0xFF):  # until the server has let in or refused
+                answer = packet(sock)
+                answer[3] -= bool(tls)
+                if answer[3] == 1:
+                    answer[5] &= ~TLS
+                onward.sendall(answer)
+                greeting = packet(onward)
+                greeting[3] += bool(tls)
+                sock.sendall(greeting)
+            passed_on(sock, onward)
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("extra", "host", "trouble"),
+    [
+        ({"ssl": '{{"ca": "{own}"}}'}, "127.0.0.1", None),
+        ({"ssl": '{{"ca": "{own}"}}'}, "localhost", "certificate"),
+        ({"ssl": '{{"ca": "{other}"}}'}, "127.0.0.1", "certificate"),
+        ({"ssl_mode": "REQUIRED"}, "localhost", None),
+        ({"ssl_mode": "VERIFY_CA", "ssl_ca": "{own}"}, "localhost", None),
+        ({"ssl_mode": "VERIFY_CA", "ssl_ca": "{other}"}, "localhost", "certificate"),
+        ({"ssl_mode": "VERIFY_IDENTITY", "ssl_ca": "{own}"}, "127.0.0.1", None),
+        ({"ssl_mode": "VERIFY_IDENTITY", "ssl_ca": "{own}"}, "localhost", "certificate"),
+        ({"ssl": '{{"ca": "{own}"}}'}, None, "SSL|TLS"),
+        ({"ssl_mode": "REQUIRED"}, None, "SSL|TLS"),
+        ({"ssl_mode": "DISABLED"}, None, None),
+    ],
+    ids=str,
+)
+def test_a_ledger_on_mysql_has_the_tls_that_its_connection_asks_for(
+    airflow_db, monkeypatch, tmp_path, extra, host, trouble
+):
+    """A host of None: a server, or somebody before it, that offers no TLS."""
+    paths = {name: tmp_path / name for name in ("own", "other")}
+    for path in paths.values():
+        path.mkdir()
+    certificates = {name: self_signed(path) for name, path in paths.items()}
+    database, engine, drop = make_database("mariadb")
+    peer = Peer(before_mysql(database.url, speaking_tls(certificates["own"]) if host else None))
+    connection = connection_json(
+        conn_type="mysql",
+        login=database.url.username,
+        password=database.url.password,
+        host=host or "127.0.0.1",
+        port=peer.port,
+        schema=database.url.database,
+        extra={name: value.format(**certificates) for name, value in extra.items()},
+    )
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER", connection)
+    try:
+        if trouble is None:
+            look(LedgerPlace("ledger"))
+        else:
+            with pytest.raises(LedgerUnavailable, match=f"(?i){trouble}"):
+                look(LedgerPlace("ledger"))
+    finally:
+        peer.close()
+        with engine.connect() as conn:
+            conn.exec_driver_sql(drop)
+        engine.dispose()
+
+
+def test_a_ledger_on_postgresql_has_the_channel_binding_that_its_connection_asks_for(airflow_db, monkeypatch):
+    """No server can bind what has no password to it, or no TLS."""
+    places = server_place("postgresql", monkeypatch)
+    place = next(places)
+    asked = json.loads(os.environ["AIRFLOW_CONN_LEDGER"])
+    asked["extra"]["channel_binding"] = "require"
+    monkeypatch.setenv("AIRFLOW_CONN_LEDGER", json.dumps(asked | {"password": None}))
+    try:
+        with pytest.raises(LedgerUnavailable, match="channel binding"):
+            look(place)
+    finally:
+        places.close()
 
 
 @pytest.mark.parametrize("password", ["Schlüssel", "5 € 🔑"], ids=["latin-1", "beyond"])

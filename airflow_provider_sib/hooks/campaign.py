@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,15 +54,37 @@ _DRIVERS = {
 # Of a connection's extras, those that the drivers know under the same name; the rest is for Airflow's own hooks.
 _DRIVER_OPTIONS = {
     "postgresql+psycopg2": {
-        "sslmode", "sslcert", "sslkey", "sslrootcert", "sslpassword", "application_name", "options",
-        "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout",
-        "connect_timeout", "target_session_attrs", "gssencmode",
+        # https://www.postgresql.org/docs/current/libpq-connect.html
+        "sslmode", "sslnegotiation", "sslcompression", "sslcert", "sslkey", "sslpassword", "sslcertmode",
+        "sslrootcert", "sslcrl", "sslcrldir", "sslsni", "ssl_min_protocol_version", "ssl_max_protocol_version",
+        "requirepeer", "require_auth", "channel_binding", "gssencmode", "gsslib", "gssdelegation", "krbsrvname",
+        "application_name", "options", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count",
+        "tcp_user_timeout", "connect_timeout", "target_session_attrs",
     },
     "mysql+pymysql": {
-        "ssl_ca", "ssl_capath", "ssl_cert", "ssl_key", "ssl_cipher", "ssl_check_hostname", "unix_socket",
-        "connect_timeout", "read_timeout", "write_timeout",
+        "ssl_ca", "ssl_capath", "ssl_cert", "ssl_key", "ssl_cipher", "ssl_check_hostname", "ssl_disabled",
+        "unix_socket", "connect_timeout", "read_timeout", "write_timeout",
     },
 }  # fmt: skip
+_TLS_WORDS = {
+    "postgresql+psycopg2": "sslmode, sslrootcert and the other names that libpq has",
+    "mysql+pymysql": (
+        "ssl_mode (DISABLED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY), ssl_ca, ssl_capath, ssl_cert, ssl_key and "
+        "ssl_cipher"
+    ),
+}
+# How much TLS a MySQL connection asks for: 0 none, 1 any, 2 a certificate that is trusted, 3 and of the host's name.
+_MYSQL_TLS = {
+    ("ssl_mode", "disabled"): 0,
+    ("ssl_mode", "required"): 1,
+    ("ssl_mode", "verify_ca"): 2,
+    ("ssl_mode", "verify_identity"): 3,
+    ("ssl_verify_cert", "true"): 2,
+    ("ssl_verify_identity", "true"): 3,
+    ("ssl_disabled", "true"): 0,
+    ("ssl_check_hostname", "false"): 1,
+    ("ssl_check_hostname", "true"): 3,
+}
 _EXTRA_OF_DRIVER = {"postgresql+psycopg2": "postgres", "mysql+pymysql": "mysql"}
 
 EXPORT_COLUMNS = ("visitor_id", "once_key", "state", "reason", "variant", "revision", "message_ids", "at")
@@ -135,14 +158,14 @@ def _url(connection: Connection) -> URL:
             raise AirflowFailException(
                 f"Connection {connection.conn_id!r} names no database in its schema, where the ledger is to be kept."
             )
-        # As Airflow's own MySQL hook is told of certificates.
-        if isinstance(nested := extra.get("ssl"), dict):
-            extra = extra | {f"ssl_{name}": value for name, value in nested.items()}
-    options = {
-        name: str(value)
-        for name, value in extra.items()
-        if name in _DRIVER_OPTIONS[driver] and value not in (None, "")
-    }
+        extra = _with_mysql_tls(connection.conn_id, extra)
+    given = {name: str(value) for name, value in extra.items() if value not in (None, "")}
+    options = {name: value for name, value in given.items() if name in _DRIVER_OPTIONS[driver]}
+    for name in given.keys() - options.keys():
+        if name.startswith(("ssl", "tls")):
+            raise _not_secured(
+                connection.conn_id, name, f"its driver is not told of that; use {_TLS_WORDS[driver]}"
+            )
     if driver == "mysql+pymysql":
         options["charset"] = "utf8mb4"
     return URL.create(
@@ -153,6 +176,45 @@ def _url(connection: Connection) -> URL:
         port=connection.port or None,
         database=connection.schema or None,
         query=options,
+    )
+
+
+def _with_mysql_tls(conn_id: str, extra: dict[str, Any]) -> dict[str, Any]:
+    """Put what a MySQL connection says of TLS into the few words that an address has for PyMySQL."""
+    nested = extra.get("ssl") or {}
+    if isinstance(nested, str):
+        # So Airflow's own MySQL hook reads it; a URI can hold no object.
+        with suppress(ValueError):
+            nested = json.loads(nested)
+    if not isinstance(nested, dict):
+        example = '{"ca": "/etc/ssl/certs/ca-certificates.crt"}'
+        raise _not_secured(conn_id, "ssl", f"it is no JSON object; write one, such as {example}")
+    told = {name: value for name, value in extra.items() if name != "ssl"}
+    told |= {f"ssl_{name}": value for name, value in nested.items()}
+    asked = {}
+    for name in dict.fromkeys(name for name, _ in _MYSQL_TLS):
+        if (value := told.pop(name, None)) not in (None, ""):
+            if (level := _MYSQL_TLS.get((name, str(value).lower()))) is None:
+                words = _TLS_WORDS["mysql+pymysql"]
+                raise _not_secured(conn_id, name, f"its driver is not told of this value; use {words}")
+            asked[level] = name
+    if asked:
+        strictest = max(asked)
+        if strictest >= 2 and not (told.get("ssl_ca") or told.get("ssl_capath")):
+            why = (
+                "PyMySQL verifies by certificates that are named, and by no others; add ssl_ca or ssl_capath"
+            )
+            raise _not_secured(conn_id, asked[strictest], why)
+        if strictest == 0:
+            told["ssl_disabled"] = "true"
+        else:
+            told["ssl_check_hostname"] = "true" if strictest == 3 else "false"
+    return told
+
+
+def _not_secured(conn_id: str, extra: str, why: str) -> AirflowFailException:
+    return AirflowFailException(
+        f"The extra {extra!r} of connection {conn_id!r} would not secure the way to the ledger: {why}."
     )
 
 

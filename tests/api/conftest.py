@@ -203,18 +203,23 @@ def tunnel(to: int):
         peer.read(sock)
         with socket.create_connection(("127.0.0.1", to)) as onward:
             sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-
-            def back():
-                with suppress(OSError):  # either side has hung up
-                    while data := onward.recv(65536):
-                        sock.sendall(data)
-
-            thread = threading.Thread(target=back, daemon=True)
-            thread.start()
-            while data := sock.recv(65536):
-                onward.sendall(data)
+            passed_on(sock, onward)
 
     return behave
+
+
+def passed_on(sock: socket.socket, onward: socket.socket) -> None:
+    """Pass on what either side says, until the first hangs up."""
+
+    def back():
+        with suppress(OSError):  # either side has hung up
+            while data := onward.recv(65536):
+                sock.sendall(data)
+
+    thread = threading.Thread(target=back, daemon=True)
+    thread.start()
+    while data := sock.recv(65536):
+        onward.sendall(data)
 
 
 # TLS

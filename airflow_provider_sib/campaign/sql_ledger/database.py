@@ -452,7 +452,8 @@ def _engine(url: sa.engine.URL, kind: str) -> sa.engine.Engine:
         limit_ms = round(900 * _silence_seconds(url, kind))
         sa.event.listen(engine, "connect", _set_up(partial(_on_postgresql, limit_ms=limit_ms)))
     else:
-        sa.event.listen(engine, "connect", _set_up(_on_mysql))
+        tls = any(name.startswith("ssl_") for name in url.query) and "ssl_disabled" not in url.query
+        sa.event.listen(engine, "connect", _set_up(partial(_on_mysql, tls=tls)))
     return engine
 
 
@@ -503,7 +504,10 @@ def _on_postgresql(dbapi: Any, limit_ms: int) -> None:
         )
 
 
-def _on_mysql(dbapi: Any) -> None:
+def _on_mysql(dbapi: Any, *, tls: bool) -> None:
+    # Before 1.2, PyMySQL goes on without TLS where the server, or whoever stands before it, says that it has none.
+    if tls and not getattr(dbapi, "_secure", True):
+        raise dbapi.OperationalError(2026, "the connection asks for TLS, and the server offers none")
     with _cursor(dbapi) as cursor:
         # UNIX_TIMESTAMP reads local time, which an autumn night has twice. And a machine that lost its power would
         # hold its locks for hours: MariaDB knows when a transaction is idle, MySQL only when a session is.
