@@ -25,7 +25,19 @@ from airflow_provider_sib.api.wire import Retries
 from airflow_provider_sib.campaign import CampaignAudience, SqlAudience
 from airflow_provider_sib.campaign.announcement import Announcement, Enroller
 from airflow_provider_sib.campaign.audience import Row, read
-from airflow_provider_sib.campaign.engine import Done, Rules, SendEngine, Stopped, Wait, enrol, open_campaign
+from airflow_provider_sib.campaign.engine import (
+    Done,
+    Fate,
+    Outcome,
+    Rules,
+    Send,
+    SendEngine,
+    Stopped,
+    Wait,
+    enrol,
+    open_campaign,
+    uptime,
+)
 from airflow_provider_sib.campaign.ledger import LedgerUnavailable, State, UnknownCampaign
 from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 from airflow_provider_sib.delivery import Courier
@@ -870,7 +882,18 @@ def test_only_a_campaign_at_rest_is_purged(hook, sib_sandbox):
     deliver(hook.ledger)
     with pytest.raises(ValueError, match="'release' is running: abort it before"):
         hook.purge("release")
+    engine = SendEngine(hook.ledger, "release", Rules(account="another", max_in_flight=1))
+    engine.begin(resumed=True)
+    step = engine.next()
+    assert isinstance(step, Send)
     hook.abort("release")
+    with pytest.raises(ValueError, match=r"'release' has messages on their way.*`.* campaigns show release`"):
+        hook.purge("release")
+    engine.take(
+        Outcome(request=post, fate=Fate.UNBEGUN, began_at=uptime(), ended_at=uptime())
+        for post in step.requests
+    )
+    engine.leave()
     hook.purge("release")
     assert hook.list() == []
 

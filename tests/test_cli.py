@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_provider_sib.__main__ import main
+from airflow_provider_sib.campaign.engine import Rules, Send, SendEngine
 from airflow_provider_sib.cli import follow
 from airflow_provider_sib.hooks import CampaignHook
 from airflow_provider_sib.hooks.campaign import LedgerPlace, Pin, open_ledger
@@ -274,6 +275,17 @@ def test_a_purge_is_asked_first_and_only_for_what_is_at_rest(campaign, ran):
     status, out, err = ran("campaigns", "purge", "release", "--yes")
     assert (status, out, err) == (0, "Campaign 'release' is deleted.\n", "")
     assert campaign.list() == []
+
+
+def test_a_purge_waits_for_what_is_on_its_way(waiting, ran):
+    engine = SendEngine(waiting.ledger, "release", Rules(account="another", max_in_flight=1))
+    engine.begin(resumed=True)
+    assert isinstance(engine.next(), Send)  # and is killed
+    ran("campaigns", "abort", "release", "--yes")
+    status, _, err = ran("campaigns", "purge", "release", "--yes")
+    assert status == 1
+    assert "messages on their way" in only_sentence(err)
+    assert "sending     1" in ran("campaigns", "show", "release")[1]
 
 
 def test_failed_deliveries_are_retried_by_reason(campaign, ran):

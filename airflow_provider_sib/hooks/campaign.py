@@ -734,10 +734,19 @@ class CampaignHook(BaseHook):
         """Delete a campaign that is finished or aborted, whole. A new one of its id writes to everybody again.
 
         :raises UnknownCampaign: when the ledger has none of this id.
-        :raises ValueError: when it is running or paused.
+        :raises ValueError: when it is running or paused, or messages are still on their way, whose ids would be lost.
         """
-        if refusal := self.ledger.purge(campaign_id):
-            raise ValueError(f"Campaign {campaign_id!r} is {refusal.kept}: abort it before you purge it.")
+        refusal = self.ledger.purge(campaign_id)
+        if refusal is None:
+            return
+        if refusal.name == "sending":
+            until = datetime.fromtimestamp(int(refusal.kept) / 1000, UTC)
+            raise ValueError(
+                f"Campaign {campaign_id!r} has messages on their way, whose ids would be lost. Purge it when "
+                f"`{self.place.command('campaigns', 'show', campaign_id)}` shows none that is sending; where their "
+                f"task was killed, after {until:%H:%M:%S} UTC."
+            )
+        raise ValueError(f"Campaign {campaign_id!r} is {refusal.kept}: abort it before you purge it.")
 
     def adopt(self) -> Pin:
         """Make this ledger the right one, whatever was pinned before.

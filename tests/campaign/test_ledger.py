@@ -1100,11 +1100,12 @@ def test_variables_of_what_came_to_an_end_are_scrubbed_after_a_while(ledger: Led
 def test_a_campaign_that_is_over_can_be_purged_and_the_claims_do_not_fall(ledger: Ledger) -> None:
     audience(ledger, people(*range(3)))
     ledger.exclude("c", ["v9"])
-    cycle(ledger, 2, cap=Cap(1, 10, "g"))
+    claimed = cycle(ledger, 2, cap=Cap(1, 10, "g")).claimed
     refusal = ledger.purge("c")
     assert isinstance(refusal, Refusal)
     assert refusal.kind is RefusalKind.STATUS
     ledger.set_status("c", CampaignStatus.ABORTED)
+    cycle(ledger, 0, [result(row, SENT) for row in claimed])
     assert ledger.purge("c") is None
     with pytest.raises(UnknownCampaign):
         ledger.campaign("c")
@@ -1112,6 +1113,24 @@ def test_a_campaign_that_is_over_can_be_purged_and_the_claims_do_not_fall(ledger
     audience(ledger, people(*range(3)))
     assert len(cycle(ledger, cap=Cap(1, 10, "g")).claimed) == 3
     assert ledger.identity().claims == 5
+
+
+def test_a_campaign_is_purged_only_when_nothing_is_on_its_way_or_its_lease_is_over(
+    ledger: Ledger, clock: Clock
+) -> None:
+    audience(ledger, people(*range(3)))
+    (sent,) = cycle(ledger, 1).claimed
+    clock.seconds += 10
+    (lost,) = cycle(ledger, 1).claimed
+    ledger.set_status("c", CampaignStatus.ABORTED)
+    refusal = Refusal(RefusalKind.STATUS, "sending", str(lost.lease_until_ms), "purged")
+    assert ledger.purge("c") == refusal
+    cycle(ledger, 0, [result(sent, SENT)])
+    assert ledger.purge("c") == refusal
+    assert rows(ledger)[sent.rank].message_ids == ("m0",)
+    clock.seconds += 60
+    assert ledger.purge("c") is None
+    assert ledger.campaigns() == []
 
 
 def test_a_ledger_is_itself_however_often_it_is_opened(house: House) -> None:

@@ -98,6 +98,9 @@ class _Book:
             heapq.heappop(ranks)
         return ranks[0] if ranks else None
 
+    def lease_until_ms(self) -> int | None:
+        return max((self.rows[rank].lease_until_ms for rank in self.sending), default=None)
+
 
 class MemoryLedger:
     """Keeps a ledger in this process's memory: for tests, trials and dry runs. It is gone with the process.
@@ -332,8 +335,9 @@ class MemoryLedger:
                     held_back = any(
                         rank > limit and book.rows[rank].state is State.PENDING for rank in book.pending[zone]
                     )
-            until = max((book.rows[rank].lease_until_ms for rank in book.sending), default=None)
-            return Backlog(self.now_ms(), frozenset(zones), held_back, len(book.sending), until)
+            return Backlog(
+                self.now_ms(), frozenset(zones), held_back, len(book.sending), book.lease_until_ms()
+            )
 
     def quota(self, use: QuotaUse) -> Granted:
         """See :meth:`Ledger.quota`."""
@@ -542,7 +546,7 @@ class MemoryLedger:
         """See :meth:`Ledger.purge`."""
         with self._lock:
             book = self._book(campaign_id)
-            if refusal := purge_refusal(book.campaign.status):
+            if refusal := purge_refusal(book.campaign.status, book.lease_until_ms(), self.now_ms()):
                 return refusal
             self._purged_claims += book.campaign.claims
             for at in [at for at in self._touched if at[0] == campaign_id]:

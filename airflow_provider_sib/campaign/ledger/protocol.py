@@ -274,5 +274,6 @@ class Ledger(Protocol):
     def purge(self, campaign_id: str) -> Refusal | None:
         """Delete a campaign that is finished or aborted, whole; several transactions.
 
+        Refused while something is being sent under a lease that is not over: what became of it would find no row.
         A campaign of the same id would write to everyone again, and frequency caps forget its messages.
         """

@@ -205,8 +205,13 @@ def status_refusal(
     return Refusal(RefusalKind.STATUS, "status", kept, status)
 
 
-def purge_refusal(kept: CampaignStatus) -> Refusal | None:
-    """Refuse to purge a campaign that goes on, or None."""
-    if kept in (CampaignStatus.FINISHED, CampaignStatus.ABORTED):
-        return None
-    return Refusal(RefusalKind.STATUS, "status", kept, "purged")
+def purge_refusal(kept: CampaignStatus, lease_until_ms: int | None, now_ms: int) -> Refusal | None:
+    """Refuse to purge a campaign that goes on, or whose senders have yet to say what became of messages, or None.
+
+    :param lease_until_ms: when the last lease of what is being sent ends; None: nothing is.
+    """
+    if kept not in (CampaignStatus.FINISHED, CampaignStatus.ABORTED):
+        return Refusal(RefusalKind.STATUS, "status", kept, "purged")
+    if lease_until_ms is not None and lease_until_ms > now_ms:
+        return Refusal(RefusalKind.STATUS, "sending", str(lease_until_ms), "purged")
+    return None

@@ -202,8 +202,8 @@ class Refusal:
     """A no that the author must read; nothing was changed.
 
     :param kind: what is wrong.
-    :param name: the part of the binding that differs, ``text``, ``status`` or ``seen``.
-    :param kept: what the ledger holds.
+    :param name: the part of the binding that differs, ``text``, ``status``, ``seen`` or ``sending``.
+    :param kept: what the ledger holds; with ``sending``, when the last of its leases ends, in milliseconds since 1970.
     :param given: what was asked for.
     """
 

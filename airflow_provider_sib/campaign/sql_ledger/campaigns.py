@@ -178,7 +178,8 @@ def set_fraction(tx: Transaction, campaign_id: str, fraction: float) -> Campaign
 def purge(tx: Transaction, campaign_id: str) -> Refusal | None:
     """See :meth:`Ledger.purge`."""
     book = books.lock(tx, campaign_id)
-    if refusal := purge_refusal(book.campaign.status):
+    _, lease_until_ms = deliveries.sending(tx, book)
+    if refusal := purge_refusal(book.campaign.status, lease_until_ms, book.now_ms):
         return refusal
     purged = int(facts.locked(tx, "purged_claims")) + book.campaign.claims
     facts.keep(tx, "purged_claims", str(purged))

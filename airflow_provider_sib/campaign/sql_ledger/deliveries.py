@@ -143,6 +143,13 @@ def occupied(tx: Transaction, book: books.Book, state: State) -> list[int]:
     return [zone for (zone,) in rows]
 
 
+def sending(tx: Transaction, book: books.Book) -> tuple[int, int | None]:
+    """Tell how many rows are being sent, and when the last of their leases ends."""
+    sql = f"SELECT COUNT(*), MAX(lease_ms) FROM {tx.dialect.todo} WHERE part = :part AND state = 1"
+    count, until = tx.row(sql, part=book.part)
+    return count, until
+
+
 def rank_at(tx: Transaction, part: int, place: int) -> int:
     """Find the rank at a place in the order, which counts from 0."""
     sql = "SELECT seq FROM sib_delivery WHERE part = :part ORDER BY seq LIMIT 1 OFFSET :place"

@@ -36,11 +36,7 @@ def backlog(tx: Transaction, campaign_id: str) -> Backlog:
             held_back = bool(
                 deliveries.page(tx, book, State.PENDING, zone, after=limit, limit=1, columns="seq")
             )
-    sending, until = tx.row(
-        f"SELECT COUNT(*), MAX(lease_ms) FROM {tx.dialect.todo} WHERE part = :part AND state = 1",
-        part=book.part,
-    )
-    return Backlog(book.now_ms, frozenset(zones), held_back, sending, until)
+    return Backlog(book.now_ms, frozenset(zones), held_back, *deliveries.sending(tx, book))
 
 
 def counts(tx: Transaction, campaign_id: str) -> Counts:
