@@ -725,10 +725,15 @@ async def test_a_cancelled_call_is_cancelled_and_harms_no_other(peer):
         assert (await client.perform(SEND)).requests == 1
 
 
-async def test_a_client_may_be_made_outside_a_loop():
+def test_a_client_may_be_made_outside_a_loop(peer):
     """Connections belong to the loop that runs, so none is made before the first call."""
-    client = AsyncConversationsClient(api_key=KEY)
-    await client.close()
+    client = AsyncConversationsClient(api_key=KEY, base_url=peer(answering()).url)
+
+    async def call():
+        async with client:
+            return await client.perform(SEND)
+
+    assert asyncio.run(call()).value.id == "m"
 
 
 def test_importing_the_package_imports_neither_library():

@@ -500,7 +500,7 @@ def test_servers_stream_their_rows(server):
     assert peak < 4_000_000
 
 
-def test_servers_are_left_early_without_reading_the_rest(server):
+def test_the_connection_to_a_server_is_closed_when_its_rows_are_left_early(server):
     connection, sql = server
     rows = read(SqlAudience(sql, "db"), open_path=never, connect=lambda _audience: connection, ledger=None)
     next(rows)
