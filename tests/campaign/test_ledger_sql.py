@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -776,16 +777,47 @@ def test_a_machine_that_is_gone_is_noticed_in_a_minute_unless_the_address_says_o
         ledger.close()
 
 
-def test_mariadb_s_lazy_flush_is_reported(databases: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "question", "answer", "warnings"),
+    [
+        ("postgresql", "SHOW fsync", "'on'", []),
+        ("postgresql", "SHOW fsync", "'off'", [r"PostgreSQL runs with fsync=off: .* may lose what was sent"]),
+        ("mariadb", "SELECT @@innodb_flush_log_at_trx_commit", "1", []),
+        ("mariadb", "SELECT @@innodb_flush_log_at_trx_commit", "2", ["trx_commit is 2, not 1: .* may lose"]),
+        ("mariadb", "SELECT @@innodb_flush_log_at_trx_commit", "0", ["trx_commit is 0, not 1: .* may lose"]),
+    ],
+)
+def test_a_server_that_may_lose_commits_is_reported(
+    databases: Any, kind: str, question: str, answer: str, warnings: list[str]
+) -> None:
+    """By an answer that is put into the server's mouth: the settings are those of all its databases."""
+    asked: list[str] = []
+
+    def reword(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+        if statement != question:
+            return statement, parameters
+        asked.append(statement)
+        return f"SELECT {answer}", parameters
+
+    sa.event.listen(sa.engine.Engine, "before_cursor_execute", reword, retval=True)
+    try:
+        ledger = SqlLedger(databases[kind].url)
+    finally:
+        sa.event.remove(sa.engine.Engine, "before_cursor_execute", reword)
+    told = ledger.identity().warnings
+    ledger.close()
+    assert asked == [question]
+    assert len(told) == len(warnings)
+    assert all(map(re.search, warnings, told))
+
+
+def test_mariadb_compares_names_byte_by_byte(databases: Any) -> None:
     ledger = SqlLedger(databases["mariadb"].url)
     with engine_of(ledger).connect() as conn:
-        flush = conn.exec_driver_sql("SELECT @@innodb_flush_log_at_trx_commit").scalar_one()
-        collation = conn.exec_driver_sql(
-            "SELECT table_collation FROM information_schema.tables"
-            " WHERE table_name = 'sib_delivery' AND table_schema = DATABASE()"
-        ).scalar_one()
-    assert bool(ledger.identity().warnings) is (flush != 1)
-    assert collation == "utf8mb4_bin"
+        collations = conn.exec_driver_sql(
+            "SELECT DISTINCT table_collation FROM information_schema.tables WHERE table_schema = DATABASE()"
+        ).scalars()
+        assert list(collations) == ["utf8mb4_bin"]
     ledger.close()
 
 
