@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
     from sqlalchemy.engine import URL
 
+    import airflow_provider_sib.campaign as campaign
     from airflow_provider_sib.campaign import SqlAudience
     from airflow_provider_sib.campaign.ledger import (
         Campaign,
         Delivery,
         Identity,
         Ledger,
-        Quota,
         Suppression,
     )
     from airflow_provider_sib.campaign.report import Report
@@ -547,7 +547,7 @@ class CampaignHook(BaseHook):
 
         return report(self.ledger, campaign_id)
 
-    def quota(self, campaign_id: str) -> Quota:
+    def quota(self, campaign_id: str) -> campaign.ledger.Quota:
         """Tell what is known of the quota of a campaign's connection; asks for none of it.
 
         :raises UnknownCampaign: when the ledger has none of this id.

@@ -119,7 +119,7 @@ class _SendOperator(_ConversationsOperator):
         store = task_state_store(context)
         if store is None:
             return self._sent(hook.prepare(self._call(hook.settings)))
-        visitor = hashlib.sha256(self.visitor_id.encode(errors="surrogatepass")).hexdigest()
+        visitor = hashlib.sha256(str(self.visitor_id).encode(errors="surrogatepass")).hexdigest()
         earlier = store.get(_ATTEMPT_KEY)
         if earlier and earlier["visitor"] == visitor:
             if message := earlier.get("message"):
