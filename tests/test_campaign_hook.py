@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import pytest
+from airflow.models.team import Team
 from airflow.sdk import Connection
+from airflow.utils.session import create_session
+from sqlalchemy import delete
 
 from airflow_provider_sib import _compat
 from airflow_provider_sib._compat import AirflowFailException
@@ -158,6 +161,35 @@ def test_a_first_use_that_airflow_does_not_keep_is_refused(home, monkeypatch):
         open_ledger(FILE, to_send=True)
     with CampaignHook() as hook, pytest.raises(RuntimeError, match="secrets backend"):
         hook.adopt()
+
+
+if hasattr(Team, "get_all_team_names"):  # Airflow 3.1 has no teams yet
+
+    def test_a_pin_of_another_team_is_refused_with_a_way_out_for_all_teams(home, hook, monkeypatch):
+        """Airflow keeps one Variable of a name, and shows a team's to that team only."""
+        from airflow.models import Variable
+
+        monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+        teams = ["ours", "theirs"]
+        with create_session() as session:
+            session.add_all([Team(name=team) for team in teams])
+        try:
+            Variable.set(FILE.pin_key, "pinned by their task", team_name="theirs")
+            with pytest.raises(
+                RuntimeError,
+                match=r"multi_team, does it belong to another team\? .* delete the Variable .* ledger adopt`",
+            ):
+                open_ledger(FILE, to_send=True)
+            Variable.delete(FILE.pin_key, team_name="theirs")
+            hook.adopt()
+            for team in teams:
+                Variable.set(FILE.pin_key, f"pinned by a task of {team}", team_name=team)
+                assert {Variable.get(FILE.pin_key, team_name=reader) for reader in [None, *teams]} == {
+                    f"pinned by a task of {team}"
+                }
+        finally:
+            with create_session() as session:
+                session.execute(delete(Team))
 
 
 @pytest.mark.parametrize("to_send", [True, False])

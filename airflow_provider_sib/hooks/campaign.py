@@ -333,8 +333,11 @@ def open_ledger(
 
 def _not_kept(place: LedgerPlace) -> RuntimeError:
     return RuntimeError(
-        f"Airflow did not keep the Variable {place.pin_key!r}, so nothing is sent: is it set elsewhere too, in the "
-        "environment or a secrets backend? There it counts first."
+        f"Airflow did not keep the Variable {place.pin_key!r}, so nothing is sent. Is it set elsewhere too, in the "
+        "environment or a secrets backend? There it counts first. Or, with [core] multi_team, does it belong to "
+        "another team? Then give each team a ledger with a ledger_conn_id of its own; or, if they share this one, "
+        "delete the Variable in Airflow's UI, and make one that all teams read: run "
+        f"`{place.command('ledger', 'adopt')}` in a shell."
     )
 
 
