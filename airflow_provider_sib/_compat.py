@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Connection, Context, conf
     from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
-
-    NEVER_EXPIRE: timedelta | None  # which the stub of airflow.sdk leaves out
 else:
     try:
         from airflow.sdk import conf
@@ -19,16 +17,12 @@ else:
     except ImportError:  # Airflow 3.1
         from airflow.configuration import conf
         from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
-    try:
-        from airflow.sdk import NEVER_EXPIRE
-    except ImportError:  # Airflow 3.1 and 3.2, which have no task state store
-        NEVER_EXPIRE = None
 
 __all__ = [
-    "NEVER_EXPIRE",
     "AirflowException",
     "AirflowFailException",
     "AirflowSkipException",
+    "as_long_as_the_run",
     "conf",
     "get_connection",
     "get_variable",
@@ -48,12 +42,17 @@ class TaskStateStore(Protocol):
 
 
 def task_state_store(context: Context) -> TaskStateStore | None:
-    """Give the running task's state store, or None on Airflow 3.1 and 3.2, which have none.
-
-    What is set with the retention ``NEVER_EXPIRE`` is kept as long as the DAG run; otherwise it may be gone after
-    ``[state_store] default_retention_days``.
-    """
+    """Give the running task's state store, or None on Airflow 3.1 and 3.2, which have none."""
     return context.get("task_state_store")
+
+
+def as_long_as_the_run() -> timedelta | None:
+    """Give the retention of what outlives ``[state_store] default_retention_days``, where there is a store."""
+    # Late, since it loads more than a DAG file needs.
+    from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined]  # its stub leaves it out
+
+    retention: timedelta | None = NEVER_EXPIRE
+    return retention
 
 
 def keeps_deep_links() -> bool:

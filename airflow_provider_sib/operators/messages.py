@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 from airflow.sdk import BaseOperator
 
 from airflow_provider_sib._compat import (
-    NEVER_EXPIRE,
     AirflowFailException,
     AirflowSkipException,
+    as_long_as_the_run,
     task_state_store,
 )
 from airflow_provider_sib.api.errors import (
@@ -140,14 +140,15 @@ class _SendOperator(_ConversationsOperator):
         # Before the attempt is kept: what fails here has surely sent nothing, and must leave no doubt.
         send = hook.prepare(self._call(hook.settings))
         attempt = {"visitor": visitor, "at": datetime.now(UTC).isoformat("T", "seconds")}
-        store.set(_ATTEMPT_KEY, attempt, retention=NEVER_EXPIRE)
+        retention = as_long_as_the_run()
+        store.set(_ATTEMPT_KEY, attempt, retention=retention)
         try:
             result = self._sent(send)
         except ConversationsError as error:
             if not _maybe_sent(error):
                 store.delete(_ATTEMPT_KEY)
             raise
-        store.set(_ATTEMPT_KEY, attempt | {"message": result}, retention=NEVER_EXPIRE)
+        store.set(_ATTEMPT_KEY, attempt | {"message": result}, retention=retention)
         return result
 
     def _sent(self, send: Callable[[], Message]) -> dict[str, Any]:
