@@ -47,11 +47,11 @@ def task_state_store(context: Context) -> TaskStateStore | None:
 
 
 def as_long_as_the_run() -> timedelta | None:
-    """Give the retention of what outlives ``[state_store] default_retention_days``, where there is a store."""
-    # Late, since it loads more than a DAG file needs.
-    from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined]  # its stub leaves it out
+    """Give the retention of what outlives ``[state_store] default_retention_days``; None without such a store."""
+    from airflow import sdk
 
-    retention: timedelta | None = NEVER_EXPIRE
+    # Not before it is needed, since it loads more than a DAG file needs. Airflow's stub leaves it out.
+    retention: timedelta | None = getattr(sdk, "NEVER_EXPIRE", None)
     return retention
 
 
