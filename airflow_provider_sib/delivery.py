@@ -261,9 +261,13 @@ class Courier:
             await self._record(self._engine.leave, until_ms=until_ms)
         except (LedgerUnavailable, OutcomesLost):
             raise
-        except Exception:
+        except Exception:  # whatever it is: ids that no log names can be neither settled nor withdrawn
             if rows := self._unrecorded():
-                log.warning("Not recorded, by the rows' numbers and message ids: %s.", _listed(rows))
+                log.warning(
+                    "The ledger could not take in the outcomes of these rows. Their messages may be at Brevo, and can "
+                    "be deleted there by id; by the rows' numbers and message ids: %s.",
+                    _listed(rows),
+                )
             raise
 
     def _hand_over(self) -> None:

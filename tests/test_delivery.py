@@ -31,7 +31,13 @@ from airflow_provider_sib.campaign.engine import (
     open_campaign,
     uptime,
 )
-from airflow_provider_sib.campaign.ledger import CampaignStatus, Delivery, LedgerUnavailable, State
+from airflow_provider_sib.campaign.ledger import (
+    CampaignStatus,
+    Delivery,
+    LedgerUnavailable,
+    State,
+    UnknownCampaign,
+)
 from airflow_provider_sib.campaign.pacing import Rate
 from airflow_provider_sib.campaign.sql_ledger import SqlLedger
 from airflow_provider_sib.delivery import Courier, OutcomesLost
@@ -512,6 +518,27 @@ def test_told_to_stop_while_the_ledger_is_silent_it_names_what_it_knows_before_i
     assert recorded
     messages = {message["id"] for message in sandbox.messages()}
     assert {message_id for message_id in messages if message_id in caplog.text} == messages - recorded
+
+
+def test_results_that_a_ledger_refuses_for_good_are_named(
+    ledger: SqlLedger, sandbox: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun(ledger, 30)
+    broken = Broken(ledger)
+
+    def is_gone() -> bool:
+        if sandbox.counts()["messages"] >= 10:
+            raise UnknownCampaign("c")
+        return False
+
+    broken.is_gone = is_gone
+    with pytest.raises(UnknownCampaign):
+        courier(again(broken), sandbox).run()
+    recorded = {row.message_ids[0] for row in deliveries(ledger).values() if row.message_ids}
+    messages = {message["id"] for message in sandbox.messages()}
+    assert (
+        {message_id for message_id in messages if message_id in caplog.text} == messages - recorded != set()
+    )
 
 
 def test_results_that_can_not_be_recorded_in_five_minutes_are_named(ledger: SqlLedger, sandbox: Any) -> None:
