@@ -93,9 +93,10 @@ class CampaignTask:
         if self._courier is not None:
             self._courier.stop()
 
-    def rules(self, *, reserve: Any = None, **rules: Any) -> Rules:
+    def rules(self, *, max_in_flight: Any, reserve: Any = None, **rules: Any) -> Rules:
         """Give the rules for sending, from the connection and the author.
 
+        :param max_in_flight: requests at once, from 1 to 1,000.
         :param reserve: calls of each hour left to others; None: as the connection says.
         """
         from airflow_provider_sib.campaign.engine import Rules
@@ -109,6 +110,7 @@ class CampaignTask:
             rate=Rate(reserve=kept_back, requests_per_hour=settings.requests_per_hour),
             timeout_seconds=settings.timeout_seconds,
             allowed_visitors=settings.allowed_visitors,
+            max_in_flight=whole("max_in_flight", max_in_flight, least=1, most=1000),
             **rules,
         )
 
@@ -569,7 +571,7 @@ class SendCampaignOperator(_CampaignOperator):
         enroller = self._enroller(announcement)
         rules = task.rules(
             reserve=self.reserve,
-            max_in_flight=whole("max_in_flight", self.max_in_flight, least=1, most=1000),
+            max_in_flight=self.max_in_flight,
             send_window=self.send_window,
             frequency_cap=self.frequency_cap,
             not_after_ms=_moment_ms("not_after", self.not_after, context),
@@ -674,7 +676,7 @@ class SendCampaignOperator(_CampaignOperator):
         number("fraction", self.fraction, above=0, most=1)
         rules = task.rules(
             reserve=self.reserve,
-            max_in_flight=whole("max_in_flight", self.max_in_flight, least=1, most=1000),
+            max_in_flight=self.max_in_flight,
             not_after_ms=_moment_ms("not_after", self.not_after, context),
         )
         usable, held_out, bad = 0, 0, BadRows()
@@ -772,7 +774,7 @@ class _EditOperator(_CampaignOperator):
     def _rules(self, task: CampaignTask) -> Rules:
         return task.rules(
             reserve=self.reserve,
-            max_in_flight=whole("max_in_flight", self.max_in_flight, least=1, most=1000),
+            max_in_flight=self.max_in_flight,
             max_failure_share=self.max_failure_share,
         )
 
